@@ -94,11 +94,11 @@ def field_plans(cls: type) -> tuple[FieldPlan, ...]:
 
 
 def decode(cls: type[T], data: object, path: str = "") -> T:
-    """Check `data` (from `json.loads`) against `cls` and return it as one; raises ContractError, never anything else."""
+    """Check `data` (from `json.loads`) against `cls` and return it as one; raises nothing but ContractError."""
     if not isinstance(data, Mapping):
         raise ContractError(path, f"must be an object, not {_kind(data)}")
-    values = {}
-    for plan in field_plans(cls):
+    values: dict[str, Any] = {}
+    for plan in field_plans(cls):  # type: ignore[arg-type]  # classes are hashable; typeshed cannot say so of type[T]
         where = f"{path}.{plan.json_name}" if path else plan.json_name
         value = data.get(plan.json_name)
         if value is None:
@@ -161,9 +161,7 @@ def _decode_value(kind: Any, value: object, path: str, limits: Limits) -> Any:
         try:
             return kind(value)
         except ValueError:
-            raise ContractError(
-                path, "must be one of " + ", ".join(str(item.value) for item in kind)
-            ) from None
+            raise ContractError(path, "must be one of " + ", ".join(str(item.value) for item in kind)) from None
     return decode(kind, value, path)
 
 

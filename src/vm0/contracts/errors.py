@@ -7,17 +7,13 @@ import enum
 
 
 class ErrorCode(enum.Enum):
-    BAD_REQUEST = (
-        "BAD_REQUEST"  # 400: the body or the address does not match its contract; the message has the path
-    )
+    BAD_REQUEST = "BAD_REQUEST"  # 400: the body or the address does not match its contract; the message has the path
     UNAUTHORIZED = "UNAUTHORIZED"  # 401: no token, an unknown one, or one for another run
     FORBIDDEN = "FORBIDDEN"  # 403: a known token that may not do this
     NOT_FOUND = "NOT_FOUND"  # 404
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"  # 405
     CONFLICT = "CONFLICT"  # 409: somebody else was first (claimed, already terminal)
-    LEASE_LOST = (
-        "LEASE_LOST"  # 409: the caller's epoch is not the run's any more; stop at once, write nothing
-    )
+    LEASE_LOST = "LEASE_LOST"  # 409: the caller's epoch is not the run's any more; stop at once, write nothing
     S3_FILES_MISSING = "S3_FILES_MISSING"  # 409: a committed version whose objects are gone
     PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"  # 413
     INTERNAL_ERROR = "INTERNAL_ERROR"  # 500: our bug

@@ -21,9 +21,7 @@ TIME_ZONE = r"[A-Za-z0-9/_+-]{1,255}"
 
 MAX_PROMPT_BYTES = 1024 * 1024
 MAX_ENVIRONMENT_ENTRIES = 4096
-MAX_ENVIRONMENT_BYTES = (
-    512 * 1024
-)  # execve takes 2 MiB of arguments and environment; the rest is for the CLI's own
+MAX_ENVIRONMENT_BYTES = 512 * 1024  # execve takes 2 MiB of arguments and environment; the rest is for the CLI's own
 MAX_FILE_BYTES = 100 * 1024 * 1024  # one file of an artifact, from the reference contract
 MAX_FILES = 200_000  # entries of one artifact version
 MAX_EVENTS_PER_POST = 500

@@ -61,9 +61,7 @@ class Lease:
 class ManifestEntry:
     """A version to fill `mount_path` with; no URL: an empty folder."""
 
-    mount_path: str = limited(
-        pattern=names.ABSOLUTE_PATH, pattern_means=names.ABSOLUTE_PATH_MEANS, max_bytes=4096
-    )
+    mount_path: str = limited(pattern=names.ABSOLUTE_PATH, pattern_means=names.ABSOLUTE_PATH_MEANS, max_bytes=4096)
     archive_url: str | None = None
     vas_storage_name: str | None = None
     vas_version_id: str | None = None
@@ -120,9 +118,7 @@ class LeaseRequest:
     boot_id: str = limited(**RUNNER_ID)
     epoch: int = limited(minimum=1)
     agent_started: bool = False
-    timeline: tuple[TimelineStep, ...] = limited(
-        tuple, max_length=256
-    )  # what was done so far, replaces the last
+    timeline: tuple[TimelineStep, ...] = limited(tuple, max_length=256)  # what was done so far, replaces the last
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,7 @@ class AgentKind(enum.Enum):
     """Which program does the work; the JSON field is `cliAgentType`."""
 
     CLAUDE_CODE = "claude-code"
-    MOCK_CLAUDE = (
-        "mock-claude"  # behaves like Claude Code's stream-json mode; runs the prompt as a shell command
-    )
+    MOCK_CLAUDE = "mock-claude"  # behaves like Claude Code's stream-json mode; runs the prompt as a shell command
     COMMAND = "command"  # the prompt is a shell command
 
 
@@ -89,9 +87,7 @@ class StorageMount:
     """A stored version to be put at `mount_path`; without `version_id`, the storage's newest one."""
 
     name: str = limited(pattern=names.STORAGE_NAME, pattern_means=names.STORAGE_NAME_MEANS)
-    mount_path: str = limited(
-        pattern=names.ABSOLUTE_PATH, pattern_means=names.ABSOLUTE_PATH_MEANS, max_bytes=4096
-    )
+    mount_path: str = limited(pattern=names.ABSOLUTE_PATH, pattern_means=names.ABSOLUTE_PATH_MEANS, max_bytes=4096)
     version_id: str | None = limited(None, pattern=names.SHA256, pattern_means=names.SHA256_MEANS)
 
 
@@ -101,9 +97,7 @@ class RunRequest:
 
     prompt: str = limited(min_length=1, max_bytes=names.MAX_PROMPT_BYTES)
     cli_agent_type: AgentKind = AgentKind.CLAUDE_CODE
-    group: str = limited(
-        names.DEFAULT_GROUP, pattern=names.GROUP, pattern_means=names.GROUP_MEANS, max_length=128
-    )
+    group: str = limited(names.DEFAULT_GROUP, pattern=names.GROUP, pattern_means=names.GROUP_MEANS, max_length=128)
     working_dir: str = limited(
         names.DEFAULT_WORKING_DIR,
         pattern=names.ABSOLUTE_PATH,
@@ -151,9 +145,7 @@ class RunRequest:
         both = set(self.environment) & set(self.secrets)
         if both:
             raise ContractError(f"secrets.{min(both)}", "is also set in environment")
-        mounts = [
-            mount.mount_path for mount in (*self.storages, self.artifact, self.memory) if mount is not None
-        ]
+        mounts = [mount.mount_path for mount in (*self.storages, self.artifact, self.memory) if mount is not None]
         if len(set(mounts)) != len(mounts):
             raise ContractError("storages", "two mounts have the same mountPath")
 

@@ -20,9 +20,7 @@ def json_schema(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
             "type": "object",
             "description": (cls.__doc__ or "").strip(),
             "properties": {plan.json_name: _schema(plan.type, plan.limits, definitions) for plan in plans},
-            "required": [
-                p.json_name for p in plans if p.required and type(None) not in typing.get_args(p.type)
-            ],
+            "required": [p.json_name for p in plans if p.required and type(None) not in typing.get_args(p.type)],
         }
     return {"$ref": f"#/components/schemas/{cls.__name__}"}
 
@@ -36,9 +34,7 @@ def _schema(kind: Any, limits: Limits, definitions: dict[str, Any]) -> dict[str,
         return {}
     if origin is tuple:
         items = _schema(typing.get_args(kind)[0], NO_LIMITS, definitions)
-        return _without_none(
-            type="array", items=items, minItems=limits.min_length, maxItems=limits.max_length
-        )
+        return _without_none(type="array", items=items, minItems=limits.min_length, maxItems=limits.max_length)
     if origin is dict:
         values = _schema(typing.get_args(kind)[1], NO_LIMITS, definitions)
         names = {"pattern": f"^{limits.key_pattern}$"} if limits.key_pattern else None

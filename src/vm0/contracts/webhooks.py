@@ -28,9 +28,7 @@ class EventsRequest:
                 raise ContractError(f"events[{index}].type", "must be text")
             number = event.get("sequenceNumber")
             if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 2**53:
-                raise ContractError(
-                    f"events[{index}].sequenceNumber", "must be a whole number from 0 to 2^53"
-                )
+                raise ContractError(f"events[{index}].sequenceNumber", "must be a whole number from 0 to 2^53")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +142,8 @@ class CheckpointRequest:
 
     run_id: str = limited(**RUN_ID)
     cli_agent_type: str = limited(min_length=1, max_length=64)
-    cli_agent_session_id: str | None = limited(
-        None, pattern=names.SESSION_ID, pattern_means=names.SESSION_ID_MEANS
-    )
-    cli_agent_session_history_hash: str | None = limited(
-        None, pattern=names.SHA256, pattern_means=names.SHA256_MEANS
-    )
+    cli_agent_session_id: str | None = limited(None, pattern=names.SESSION_ID, pattern_means=names.SESSION_ID_MEANS)
+    cli_agent_session_history_hash: str | None = limited(None, pattern=names.SHA256, pattern_means=names.SHA256_MEANS)
     artifact_snapshot: ArtifactSnapshot | None = None
     memory_snapshot: MemorySnapshot | None = None
 

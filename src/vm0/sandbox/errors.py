@@ -50,8 +50,6 @@ class InvalidStateError(SandboxError):
 class SandboxOperationError(SandboxError):
     """an operation of a running sandbox failed. `code` is the guest's own word for it (`not_found`), if it gave one."""
 
-    def __init__(
-        self, operation: str, reason: Reason, detail: str, *, code: str = "", hint: str = ""
-    ) -> None:
+    def __init__(self, operation: str, reason: Reason, detail: str, *, code: str = "", hint: str = "") -> None:
         super().__init__(f"sandbox {operation} failed ({reason.value}): {detail}", hint=hint)
         self.operation, self.reason, self.code = operation, reason, code
