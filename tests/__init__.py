@@ -1,0 +1,1 @@
+"""The tests of vm0; a package, so that test modules can import `tests.support`."""
