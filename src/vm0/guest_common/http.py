@@ -11,7 +11,6 @@ request, and the time without progress of a transfer.
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import random
 import re
@@ -20,6 +19,7 @@ import ssl
 import threading
 import time
 
+from vm0.guest_common.connection import BLOCK_BYTES, TRANSFER_IDLE_S, Address, Connection, parse_address
 from vm0.guest_common.log import one_line
 
 TYPE_CHECKING = False
@@ -35,14 +35,11 @@ if TYPE_CHECKING:
         def seek(self, offset: int, /) -> int: ...
 
 
-CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
-TRANSFER_IDLE_S = 60.0  # an upload or download that moves no byte for this long is dead
 ATTEMPTS = 3
 RETRY_DELAY_S = 1.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-BLOCK_BYTES = 256 * 1024
 LEASE_LOST = "LEASE_LOST"
 RETRIABLE_STATUS = frozenset({408, 429})
 
@@ -75,93 +72,9 @@ class LeaseLostError(HttpError):
     """the run belongs to somebody else by now: stop at once and write nothing more"""
 
 
-class Address:
-    """Where a request goes: an origin (one connection each) and a target on it."""
-
-    __slots__ = ("host", "port", "prefix", "scheme", "socket_path")
-
-    def __init__(self, scheme: str, host: str, port: int, prefix: str = "", socket_path: str = "") -> None:
-        self.scheme, self.host, self.port = scheme, host, port
-        self.prefix, self.socket_path = prefix, socket_path
-
-    @property
-    def origin(self) -> tuple[str, str, int, str]:
-        return (self.scheme, self.host, self.port, self.socket_path)
-
-
-def parse_address(url: str) -> Address:
-    """Read a base or absolute address; `prefix` is its path and query. Raises ValueError."""
-    if url.startswith("unix:"):
-        path = url.removeprefix("unix:")
-        if not path.startswith("/"):
-            raise ValueError("a unix: address needs an absolute path")
-        return Address("unix", "localhost", 0, socket_path=path)
-    match = re.fullmatch(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[^/?#:@\s\[\]]+)(?::(\d{1,5}))?([/?][^#\s]*)?", url)
-    if match is None:
-        raise ValueError("the address must be http://, https:// or unix:")
-    scheme, host, port, rest = match.groups()
-    rest = rest or ""
-    number = int(port) if port else (443 if scheme == "https" else 80)
-    return Address(scheme, host.strip("[]"), number, f"/{rest}" if rest.startswith("?") else rest)
-
-
 def backoff_s(failures: int, base_s: float = RETRY_DELAY_S) -> float:
     """The pause after the n-th failure (from 1): doubling, within a quarter around the mean."""
     return float(base_s * 2 ** (failures - 1) * random.uniform(0.75, 1.25))
-
-
-class _DeadlineReader(io.RawIOBase):
-    """Reads from a socket with a limit on each read and, if there is one, on all of them together."""
-
-    def __init__(self, connection: _Connection) -> None:
-        sock = connection.sock
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
-        self._connection = connection
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int | None:
-        self._sock.settimeout(self._connection.wait_s())
-        return self._raw.readinto(buffer)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Connection(http.client.HTTPConnection):
-    """One kept-open connection to an origin over TCP, TLS or a Unix socket."""
-
-    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address.host, address.port, timeout=CONNECT_TIMEOUT_S)
-        self._address = address
-        self._tls = tls
-        self.deadline_s: float | None = None  # of the whole request, monotonic
-        self.used = False
-
-    def wait_s(self) -> float:
-        if self.deadline_s is None:
-            return TRANSFER_IDLE_S
-        return max(0.001, self.deadline_s - time.monotonic())
-
-    def connect(self) -> None:
-        if self._address.scheme == "unix":
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(CONNECT_TIMEOUT_S)
-            self.sock.connect(self._address.socket_path)
-            return
-        self.sock = socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
-
-    def response_class(self, sock: socket.socket, *args: object, **options: object) -> http.client.HTTPResponse:  # type: ignore[override]
-        response = http.client.HTTPResponse(sock, *args, **options)  # type: ignore[arg-type]
-        response.fp.close()
-        response.fp = io.BufferedReader(_DeadlineReader(self), BLOCK_BYTES)
-        return response
 
 
 class Download:
@@ -171,8 +84,8 @@ class Download:
         self,
         what: str,
         response: http.client.HTTPResponse,
-        connection: _Connection,
-        drop: Callable[[_Connection], None],
+        connection: Connection,
+        drop: Callable[[Connection], None],
     ) -> None:
         self._what = what
         self._connection = connection
@@ -229,7 +142,7 @@ class ApiClient:
         self._tls: ssl.SSLContext | None = None
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open: set[_Connection] = set()
+        self._open: set[Connection] = set()
 
     def post_json(
         self, path: str, body: bytes, *, attempts: int = ATTEMPTS, timeout_s: float = REQUEST_TIMEOUT_S
@@ -309,7 +222,7 @@ class ApiClient:
                 raise
         raise AssertionError("unreachable")
 
-    def _send_and_read(self, what: str, target: str, connection: _Connection, body: bytes) -> bytes | None:
+    def _send_and_read(self, what: str, target: str, connection: Connection, body: bytes) -> bytes | None:
         connection.sock.settimeout(connection.wait_s())
         try:
             connection.send(body)
@@ -342,7 +255,7 @@ class ApiClient:
         finally:
             self._drop(connection)
 
-    def _prepare(self, method: str, url: str, *, kept: bool) -> tuple[str, _Connection, str]:
+    def _prepare(self, method: str, url: str, *, kept: bool) -> tuple[str, Connection, str]:
         """What to call the request in errors, a connection for it, and its request target."""
         if url.startswith("/"):
             address, target = self._base, self._base.prefix + url
@@ -353,27 +266,27 @@ class ApiClient:
         what = f"{method} {where}" if address is self._base else f"{method} {address.scheme}://{address.host}{where}"
         if not kept:
             return what, self._connection(address), target
-        connection: _Connection | None = getattr(self._local, "connection", None)
+        connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connection(address)
         return what, connection, target
 
-    def _connection(self, address: Address) -> _Connection:
+    def _connection(self, address: Address) -> Connection:
         if address.scheme == "https" and self._tls is None:
             self._tls = ssl.create_default_context()
-        connection = _Connection(address, self._tls if address.scheme == "https" else None)
+        connection = Connection(address, self._tls if address.scheme == "https" else None)
         with self._lock:
             self._open.add(connection)
         return connection
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         connection.close()
         with self._lock:
             self._open.discard(connection)
         if getattr(self._local, "connection", None) is connection:
             self._local.connection = None
 
-    def _answer(self, what: str, target: str, connection: _Connection) -> http.client.HTTPResponse:
+    def _answer(self, what: str, target: str, connection: Connection) -> http.client.HTTPResponse:
         """The answer if it is 2xx; raises HttpError otherwise, after which the connection is not used again."""
         response = connection.getresponse()
         if 200 <= response.status < 300:
@@ -385,7 +298,7 @@ class ApiClient:
         raise kind(what, response.status, code, message or response.reason)
 
 
-def _send_file(what: str, connection: _Connection, fileobj: Readable | BinaryIO, size: int) -> None:
+def _send_file(what: str, connection: Connection, fileobj: Readable | BinaryIO, size: int) -> None:
     left = size
     while left:
         block = fileobj.read(min(BLOCK_BYTES, left))
