@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture.sources import Module, imports, modules, parsed
 
-SHARED_WITH_GUEST = {"contracts", "vsock_guest", "vsock_proto"}
+SHARED_WITH_GUEST = {"archive", "contracts", "vsock_guest", "vsock_proto"}
 
 # Still in the standard library of our oldest Python (3.11), gone from the guest's (3.13).
 GONE_FROM_GUEST = set(
