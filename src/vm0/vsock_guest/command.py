@@ -1,0 +1,292 @@
+"""One command: started, fed, read under credit, watched by pidfd, ended with all it started, reported once.
+
+    spawn ──▶ STARTED ──▶ exit noticed (pidfd) ──▶ streams drained or drain limit ──▶ RESULT
+                │                  ▲
+                └ time limit or cancel: SIGTERM to all ──▶ grace ──▶ SIGKILL to all
+
+The exit of the command's own process decides, not the end of its output: a grandchild that keeps a pipe open delays the
+result by the drain limit. Output for which the host has given no credit stays in the pipe and stops only its writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+from vm0.vsock_guest.containment import Containment
+from vm0.vsock_guest.loop import READ
+from vm0.vsock_guest.streams import InputPipe, OutputPipe
+from vm0.vsock_proto import messages as m
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vm0.vsock_guest.identity import Identity
+    from vm0.vsock_guest.loop import Loop, Timer
+    from vm0.vsock_proto.codec import Message
+
+
+class Command:
+    """`send` takes the operation's messages; `finished` is called once, after the final one, whatever happens."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        request: m.Exec,
+        containment: Containment,
+        send: Callable[[Message], None],
+        finished: Callable[[Command], None],
+    ) -> None:
+        self._loop, self._request, self.containment = loop, request, containment
+        self._send, self._finished = send, finished
+        self._outputs: dict[int, OutputPipe] = {}
+        self._input: InputPipe | None = None
+        self._terminal = -1
+        self.pid = 0
+        self._pidfd = -1
+        self._stopped_as = -1  # TIMED_OUT or CANCELLED once we have decided to end it
+        self._timers: list[Timer] = []
+        self._started_at = time.monotonic()
+        self._exit: tuple[int, object] | None = None  # wait status and resource usage
+        self._drain_expired = False
+
+    def start(self, identity: Identity) -> None:
+        """Fork and exec; one *started* or, when that is impossible, one *result*."""
+        request = self._request
+        try:
+            self._spawn(identity)
+        except (OSError, ValueError, subprocess.SubprocessError) as exc:
+            self._close_all()
+            self._report_not_started(exc)
+            return
+        self._send(m.Started(self.pid))
+        self._loop.watch(self._pidfd, READ, lambda _events: self._on_exit())
+        if request.timeout_ms:
+            self._timers.append(self._loop.later(request.timeout_ms / 1000, lambda: self._end(m.TIMED_OUT)))
+        for pipe in self._outputs.values():
+            pipe.start()
+        if self._input is not None:
+            self._input.start()
+
+    def cancel(self) -> None:
+        self._end(m.CANCELLED)
+
+    def kill(self) -> None:
+        """The host is gone: end it at once; nobody will read a result."""
+        if self._stopped_as < 0:
+            self._stopped_as = m.CANCELLED
+        self.containment.kill()
+
+    def signal(self, number: int) -> None:
+        if self._exit is None and 0 < number <= signal.NSIG:
+            self.containment.signal(number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self._terminal >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def credit(self, stream: int, amount: int) -> None:
+        if stream in self._outputs:
+            self._outputs[stream].grant(amount)
+
+    def feed(self, message: m.Stdin) -> None:
+        """Raises RemoteProtocolError when the host sends more than its window."""
+        if self._input is not None and self._request.flags & m.STDIN_STREAM:
+            self._input.feed(message.data, last=bool(message.flags & m.LAST))
+
+    def _spawn(self, identity: Identity) -> None:
+        request = self._request
+        environment = identity.environment | dict(request.env)
+        if request.flags & m.PTY:
+            environment.setdefault("TERM", "xterm-256color")
+        child_fds, closing = self._open_streams()
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", request.argv[0]] if request.flags & m.SHELL else list(request.argv),
+                stdin=child_fds[0],
+                stdout=child_fds[1],
+                stderr=child_fds[2],
+                cwd=request.cwd or _existing(identity.home),
+                env=environment,
+                user=identity.uid,
+                group=identity.gid,
+                extra_groups=identity.groups,
+                start_new_session=bool(request.flags & m.PTY),
+                process_group=None if request.flags & m.PTY else 0,
+                preexec_fn=self._in_child() if self.containment.join_fd >= 0 or request.flags & m.PTY else None,
+            )
+        finally:
+            for fd in closing:
+                os.close(fd)
+        self.pid = process.pid
+        process.returncode = 0  # this module reaps it, by pidfd and with its resource usage
+        self.containment.joined(process.pid)
+        self._pidfd = os.pidfd_open(process.pid)
+
+    def _in_child(self) -> Callable[[], None]:
+        """What runs between fork and exec, with the new user's rights: nothing but system calls on open descriptors."""
+        join_fd, terminal = self.containment.join_fd, bool(self._request.flags & m.PTY)
+
+        def prepare() -> None:
+            if join_fd >= 0:
+                os.write(join_fd, b"0")
+            if terminal:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        return prepare
+
+    def _open_streams(self) -> tuple[tuple[int, int, int], list[int]]:
+        """The child's three descriptors, and those that the parent closes after the fork."""
+        request = self._request
+        if request.flags & m.PTY:
+            self._terminal, slave = os.openpty()
+            self.resize(request.rows, request.columns)
+            self._outputs[m.STDOUT] = self._output(m.STDOUT, os.dup(self._terminal), request.stdout_limit)
+            self._input = self._input_pipe(os.dup(self._terminal))
+            return (slave, slave, slave), [slave]
+        closing = []
+        if request.stdin or request.flags & m.STDIN_STREAM:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            self._input = self._input_pipe(write_end)
+        else:
+            read_end = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        closing.append(read_end)
+        ends: list[int] = []
+        for stream, limit in ((m.STDOUT, request.stdout_limit), (m.STDERR, request.stderr_limit)):
+            if stream == m.STDERR and request.flags & m.MERGE_STDERR:
+                ends.append(ends[0])
+                continue
+            output_end, child_end = os.pipe2(os.O_CLOEXEC)
+            self._outputs[stream] = self._output(stream, output_end, limit)
+            closing.append(child_end)
+            ends.append(child_end)
+        return (read_end, ends[0], ends[1]), closing
+
+    def _output(self, stream: int, fd: int, limit: int) -> OutputPipe:
+        return OutputPipe(self._loop, fd, limit, lambda data: self._send(m.Output(stream, data)), self._on_stream_end)
+
+    def _input_pipe(self, fd: int) -> InputPipe:
+        request = self._request
+        pipe = InputPipe(self._loop, fd, lambda amount: self._send(m.Credit(m.STDIN, amount)))
+        if not request.flags & m.STDIN_STREAM:
+            pipe.preload(request.stdin, hold_open=bool(request.flags & m.PTY))
+        return pipe
+
+    def _end(self, how: int) -> None:
+        """Ask all of it to end, and after the grace make it. Only the first reason counts, and none after the exit."""
+        if self._exit is not None or self._stopped_as >= 0:
+            return
+        self._stopped_as = how
+        self.containment.signal(signal.SIGTERM)
+        self.containment.signal(signal.SIGCONT)  # a stopped process acts on nothing else
+        self._timers.append(self._loop.later(self._request.grace_ms / 1000, self.containment.kill))
+
+    def _on_exit(self) -> None:
+        if self._stopped_as >= 0:  # what it started goes with it, while its number is still ours
+            self.containment.kill()
+        self._loop.unwatch(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        _, status, usage = os.wait4(self.pid, 0)  # at once: the pidfd said that it ended
+        self._exit = (status, usage)
+        self.containment.reaped()
+        self._cancel_timers()
+        self._timers.append(self._loop.later(self._request.drain_ms / 1000, self._on_drain_limit))
+        self._on_stream_end()
+
+    def _on_drain_limit(self) -> None:
+        """Give up on streams that somebody else keeps open; those that wait for the host's credit stay."""
+        for pipe in self._outputs.values():
+            if pipe.open and not pipe.stalled():
+                self._drain_expired = True
+                pipe.close()
+        if self._exit is not None and any(pipe.open for pipe in self._outputs.values()):
+            self._timers.append(self._loop.later(self._request.drain_ms / 1000, self._on_drain_limit))
+        self._on_stream_end()
+
+    def _on_stream_end(self) -> None:
+        if self._exit is None or any(pipe.open for pipe in self._outputs.values()):
+            return
+        self._report()
+
+    def _report(self) -> None:
+        assert self._exit is not None
+        status, usage = self._exit
+        code = os.waitstatus_to_exitcode(status)
+        ended = self._stopped_as if self._stopped_as >= 0 else (m.EXITED if code >= 0 else m.SIGNALLED)
+        totals = {stream: pipe.total for stream, pipe in self._outputs.items()}
+        truncated = {stream for stream, pipe in self._outputs.items() if pipe.truncated}
+        flags = (
+            (m.STDOUT_TRUNCATED if m.STDOUT in truncated else 0)
+            | (m.STDERR_TRUNCATED if m.STDERR in truncated else 0)
+            | (m.DRAIN_EXPIRED if self._drain_expired else 0)
+        )
+        self._finish(
+            m.Result(
+                ended=ended,
+                exit_code=code if code >= 0 else -1,
+                signal=-code if code < 0 else 0,
+                duration_us=self._elapsed_us(),
+                user_cpu_us=int(usage.ru_utime * 1e6),  # type: ignore[attr-defined]  # resource.struct_rusage
+                system_cpu_us=int(usage.ru_stime * 1e6),  # type: ignore[attr-defined]
+                max_rss_kib=usage.ru_maxrss,  # type: ignore[attr-defined]
+                stdout_total=totals.get(m.STDOUT, 0),
+                stderr_total=totals.get(m.STDERR, 0),
+                flags=flags,
+                diagnostic="",
+            )
+        )
+
+    def _report_not_started(self, exc: Exception) -> None:
+        missing = isinstance(exc, OSError) and exc.errno in (errno.ENOENT, errno.ENOTDIR)
+        self._finish(
+            m.Result(
+                ended=m.COULD_NOT_START,
+                exit_code=127 if missing else 126,  # as shells do
+                signal=0,
+                duration_us=self._elapsed_us(),
+                user_cpu_us=0,
+                system_cpu_us=0,
+                max_rss_kib=0,
+                stdout_total=0,
+                stderr_total=0,
+                flags=0,
+                diagnostic=str(exc)[:1000],
+            )
+        )
+
+    def _finish(self, result: m.Result) -> None:
+        self._cancel_timers()
+        self._close_all()
+        self._send(result)
+        self._finished(self)
+
+    def _elapsed_us(self) -> int:
+        return int((time.monotonic() - self._started_at) * 1e6)
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _close_all(self) -> None:
+        for pipe in self._outputs.values():
+            pipe.close()
+        if self._input is not None:
+            self._input.close()
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
+
+
+def _existing(directory: str) -> str:
+    return directory if os.path.isdir(directory) else "/"

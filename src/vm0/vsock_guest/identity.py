@@ -1,0 +1,38 @@
+"""Who a command runs as, and the clean environment that such a user starts with."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Identity:
+    """`uid` is None when the process stays who it is (no privileges to drop, or none wanted)."""
+
+    __slots__ = ("environment", "gid", "groups", "home", "uid")
+
+    def __init__(self, account: pwd.struct_passwd, switch: bool) -> None:
+        self.uid = account.pw_uid if switch else None
+        self.gid = account.pw_gid if switch else None
+        self.groups = os.getgrouplist(account.pw_name, account.pw_gid) if switch else None
+        self.home = account.pw_dir
+        self.environment = {
+            "PATH": PATH,
+            "HOME": account.pw_dir,
+            "USER": account.pw_name,
+            "LOGNAME": account.pw_name,
+            "SHELL": account.pw_shell or "/bin/sh",
+            "LANG": "C.UTF-8",
+        }
+
+
+def identity_of(user: str, default_user: str) -> Identity:
+    """Raises KeyError for an unknown account, PermissionError when we may not become it."""
+    name = user or default_user
+    own = os.geteuid()
+    account = pwd.getpwnam(name) if name else pwd.getpwuid(own)
+    if account.pw_uid != own and own != 0:
+        raise PermissionError(f"cannot run as {name}: the guest endpoint is not root")
+    return Identity(account, switch=account.pw_uid != own or (own == 0 and bool(name)))

@@ -1,0 +1,34 @@
+"""Errors of the wire protocol: Remote… is the peer's fault and ends the link, Local… is a bug of ours."""
+
+from __future__ import annotations
+
+
+class ProtocolError(Exception):
+    """a rule of the wire protocol was broken"""
+
+
+class RemoteProtocolError(ProtocolError):
+    """the peer sent something illegal; the link must be closed"""
+
+
+class LocalProtocolError(ProtocolError):
+    """we were about to send something illegal; nothing was sent"""
+
+
+# The closed set of reasons in an *error* message. A number is never reused; an unknown one reads as REASONS[1].
+REASONS = {
+    1: "internal",  # the guest's own failure; the text says what
+    2: "unknown_type",  # a message type this side does not know
+    3: "not_found",  # no such file, directory, user or operation
+    4: "permission",
+    5: "exists",
+    6: "not_a_file",  # a directory, device, socket where a regular file was meant
+    7: "no_space",
+    8: "too_large",  # over a limit that the request or the guest sets
+    9: "cancelled",
+    10: "quiesced",  # no new work now
+    11: "busy",  # too many operations at once
+    12: "invalid",  # the request contradicts itself or names something impossible
+    13: "io",  # any other operating-system error
+}
+REASON_NUMBERS = {name: number for number, name in REASONS.items()}
