@@ -1,0 +1,196 @@
+"""File transfers between host and guest, streamed under credit: memory is one window, whatever the size."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import deque
+from typing import BinaryIO
+
+from vm0.sandbox import Reason, SandboxOperationError
+from vm0.vsock_host.link import Link, guest_error, unexpected
+from vm0.vsock_proto import messages as m
+from vm0.vsock_proto.codec import Message
+from vm0.vsock_proto.flow import ReceiveWindow, SendWindow
+
+STALL_S = 60.0  # a transfer that does not move for this long is given up
+READ_AHEAD = 4 * m.MAX_CHUNK
+
+
+class _Transfer:
+    """What both directions share: an end, something to wait for, and a limit on standing still."""
+
+    name = "transfer"
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._seq = 0
+        self._moved = asyncio.Event()
+        self._done = False
+        self._error: SandboxOperationError | None = None
+
+    def on_lost(self, error: SandboxOperationError) -> None:
+        self._fail(SandboxOperationError(self.name, error.reason, str(error), code=error.code))
+
+    def _fail(self, error: SandboxOperationError) -> bool:
+        self._error, self._done = error, True
+        self._moved.set()
+        return True
+
+    async def _wait(self) -> None:
+        """Until something moved; raises what ended the transfer."""
+        self._moved.clear()
+        try:
+            async with asyncio.timeout(STALL_S):
+                await self._moved.wait()
+        except TimeoutError:
+            raise SandboxOperationError(self.name, Reason.TIMEOUT, f"no progress for {STALL_S:g} s") from None
+        self._check()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _abandon(self) -> None:
+        if not self._done:
+            self._link.send(m.Cancel(), self._seq)
+
+
+class FileWriter(_Transfer):
+    """Host to guest."""
+
+    name = "write_file"
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._window = SendWindow(m.FILE_WINDOW)
+        self._size = 0
+
+    async def run(self, request: m.WriteFile, source: bytes | BinaryIO) -> int:
+        """Returns the size once the file is in place; when this raises, there is no file (or the old one)."""
+        self._seq = self._link.begin(self, request, self.name)
+        try:
+            await self._send_all(io.BytesIO(source) if isinstance(source, bytes) else source)
+            while not self._done:
+                await self._wait()
+            self._check()
+            return self._size
+        except BaseException:
+            self._abandon()
+            raise
+
+    def on_message(self, message: Message) -> bool:
+        match message:
+            case m.Credit(stream=m.FILE, amount=amount):
+                self._window.grant(amount)
+            case m.Written(size=size):
+                self._size, self._done = size, True
+            case m.Error():
+                return self._fail(guest_error(self.name, message))
+            case _:
+                raise unexpected(self.name, message)
+        self._moved.set()
+        return self._done
+
+    async def _send_all(self, source: BinaryIO) -> None:
+        in_memory = isinstance(source, io.BytesIO)
+        while data := source.read(READ_AHEAD) if in_memory else await asyncio.to_thread(source.read, READ_AHEAD):
+            view = memoryview(data)
+            while view and not self._done:
+                if not self._window.available:
+                    await self._wait()
+                    continue
+                piece = view[: min(m.MAX_CHUNK, self._window.available)]
+                self._window.spend(len(piece))
+                self._link.send(m.Data(0, bytes(piece)), self._seq)
+                view = view[len(piece) :]
+                await self._link.writable()
+            self._check()
+        self._link.send(m.Data(m.LAST, b""), self._seq)
+
+
+class FileReader(_Transfer):
+    """Guest to host."""
+
+    name = "read_file"
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._window = ReceiveWindow(m.FILE_WINDOW)
+        self._pieces: deque[bytes] = deque()
+        self._abandoned = False
+
+    async def run(self, request: m.ReadFile, out: BinaryIO) -> int:
+        """Returns the size; when this raises, `out` holds a part at most."""
+        self._seq = self._link.begin(self, request, self.name)
+        size = 0
+        try:
+            while True:
+                while not self._pieces and not self._done:
+                    await self._wait()
+                self._check()
+                if not self._pieces:
+                    return size
+                pieces, self._pieces = list(self._pieces), deque()
+                await asyncio.to_thread(out.writelines, pieces)
+                size += self._consumed(pieces)
+        except BaseException:
+            self._abandoned = True
+            self._abandon()
+            raise
+
+    def on_message(self, message: Message) -> bool:
+        match message:
+            case m.FileStat():
+                return False
+            case m.Data(flags=flags, data=data):
+                self._window.received(len(data))
+                if data and not self._abandoned:
+                    self._pieces.append(data)
+                self._done = bool(flags & m.LAST)
+            case m.Error():
+                return self._fail(guest_error(self.name, message))
+            case _:
+                raise unexpected(self.name, message)
+        self._moved.set()
+        return self._done
+
+    def _consumed(self, pieces: list[bytes]) -> int:
+        size = sum(len(piece) for piece in pieces)
+        credit = self._window.consumed(size)
+        if credit and not self._done:
+            self._link.send(m.Credit(m.FILE, credit), self._seq)
+        return size
+
+
+class DirectoryLister(_Transfer):
+    """The names of a directory, in several messages."""
+
+    name = "list_directory"
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._rows: list[tuple[str, int, int, int, int, int, int, str]] = []
+
+    async def run(self, request: m.List) -> list[tuple[str, int, int, int, int, int, int, str]]:
+        self._seq = self._link.begin(self, request, self.name)
+        try:
+            while not self._done:
+                await self._wait()
+            self._check()
+            return self._rows
+        except BaseException:
+            self._abandon()
+            raise
+
+    def on_message(self, message: Message) -> bool:
+        match message:
+            case m.Entries(flags=flags, entries=entries):
+                self._rows += entries
+                self._done = bool(flags & m.LAST)
+            case m.Error():
+                return self._fail(guest_error(self.name, message))
+            case _:
+                raise unexpected(self.name, message)
+        self._moved.set()
+        return self._done
