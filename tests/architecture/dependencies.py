@@ -25,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     # guest programs
     "guest_init": {"vsock_guest", "guest_common"},
     "guest_mock_claude": {"guest_common"},
-    "guest_download": {"guest_common", "contracts"},
-    "guest_agent": {"guest_common", "contracts"},
+    "guest_download": {"guest_common", "contracts", "archive"},
+    "guest_agent": {"guest_common", "contracts", "archive"},
     # backends
     "sandbox_common": {"sandbox", "vsock_host"},
     "sandbox_process": {"sandbox", "sandbox_common", "vsock_host"},
