@@ -205,12 +205,8 @@ class ApiClient:
             reused, connection.used = connection.used, True
             try:
                 connection.deadline_s = deadline_s
-                if connection.sock is not None:
-                    connection.sock.settimeout(timeout_s)
-                connection.putrequest("POST", target, skip_accept_encoding=True)
-                connection.putheader("Content-Type", "application/json")
-                connection.putheader("Content-Length", str(len(body)))
-                connection.endheaders()
+                if connection.sock is None:
+                    connection.connect()
                 return self._send_and_read(what, target, connection, body)
             except (OSError, http.client.HTTPException) as exc:
                 self._drop(connection)
@@ -224,8 +220,11 @@ class ApiClient:
 
     def _send_and_read(self, what: str, target: str, connection: Connection, body: bytes) -> bytes | None:
         connection.sock.settimeout(connection.wait_s())
+        connection.putrequest("POST", target, skip_accept_encoding=True)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(len(body)))
         try:
-            connection.send(body)
+            connection.endheaders(body)
         except ConnectionError:
             pass  # the other side may have refused the body and said why
         response = self._answer(what, target, connection)
