@@ -1,0 +1,1 @@
+"""Tools of the developers of vm0; not part of the distribution's package."""
