@@ -49,25 +49,30 @@ def lines_of(event: Mapping[str, Any], *, max_output_lines: int | None = MAX_TOO
         failed = bool(event.get("is_error")) or event.get("subtype") not in ("success", None)
         turns, cost = event.get("num_turns"), event.get("total_cost_usd")
         text = "agent ended with an error" if failed else "agent ended"
+        if isinstance(event.get("exit_code"), int):
+            text = f"command exited with {event['exit_code']}"
         if isinstance(turns, int):
             text += f" after {turns} turn{'' if turns == 1 else 's'}"
         if isinstance(cost, (int, float)) and cost:
             text += f", {cost:.4f} USD"
         return [Line(LineKind.FAILED if failed else LineKind.RESULT, text)]
-    if kind in ("output", "stdout", "stderr", "command_output") and isinstance(text_of(event), str):
-        return list(_limited(text_of(event) or "", LineKind.OUTPUT, max_output_lines))
+    if kind == "output" and isinstance(event.get("text"), str):
+        return [Line(LineKind.FAILED if event.get("stream") == "stderr" else LineKind.OUTPUT, clean(event["text"]))]
     return [Line(LineKind.OTHER, _short(f"{kind}: {_compact(event)}"))]
-
-
-def text_of(event: Mapping[str, Any]) -> str | None:
-    """The plain text an event of a command carries, under whichever of the usual keys."""
-    return next((event[key] for key in ("text", "line", "output", "data") if isinstance(event.get(key), str)), None)
 
 
 def result_text(event: Mapping[str, Any]) -> str | None:
     """The agent's final answer, if this event is one."""
     found = event.get("result")
     return found if event.get("type") == "result" and isinstance(found, str) else None
+
+
+def stdout_text(event: Mapping[str, Any]) -> str | None:
+    """A line that a `command` agent printed on its stdout, if this event is one."""
+    found = event.get("text")
+    return (
+        found if (event.get("type"), event.get("stream")) == ("output", "stdout") and isinstance(found, str) else None
+    )
 
 
 def _blocks(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:

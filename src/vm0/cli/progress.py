@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TextIO
 
-from vm0.cli.event_lines import Line, LineKind, clean, lines_of
+from vm0.cli.event_lines import Line, LineKind, clean, lines_of, stdout_text
 from vm0.cli.run_summary import step_words, summary_lines
 from vm0.contracts.codec import encode
 from vm0.contracts.runs import RunView, TimelineStep
@@ -19,13 +19,14 @@ MARKS = {
 
 
 class Progress(Protocol):
-    """Told of everything that happens, in order. `close` may be called more than once."""
+    """Told of everything that happens, in order; `data` is for stdout. `close` may be called more than once."""
 
     def note(self, text: str) -> None: ...
     def doing(self, what: str) -> None: ...
     def phase(self, step: TimelineStep) -> None: ...
     def event(self, event: Mapping[str, Any]) -> None: ...
     def ended(self, run: RunView) -> None: ...
+    def data(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -45,12 +46,18 @@ class PlainProgress:
         self._write(f"{'·' if step.ok else '!'} {step_words(step)}")
 
     def event(self, event: Mapping[str, Any]) -> None:
+        if (text := stdout_text(event)) is not None:
+            self.data(text)
+            return
         for line in lines_of(event):
             self._write(marked(line))
 
     def ended(self, run: RunView) -> None:
         for line in summary_lines(run):
             self._write(f"vm0: {line}")
+
+    def data(self, text: str) -> None:
+        write_data(text)
 
     def close(self) -> None:
         pass
@@ -72,6 +79,9 @@ class JsonProgress(PlainProgress):
 
     def ended(self, run: RunView) -> None:
         pass  # printed as the very last line, by `print_run`, when --output is written as well
+
+    def data(self, text: str) -> None:
+        pass  # it is in the events
 
     @staticmethod
     def print_run(run: RunView) -> None:
@@ -110,8 +120,17 @@ class TerminalProgress:
         self._line(f"{'✓' if step.ok else '✗'} {step_words(step)}", "green" if step.ok else "red")
 
     def event(self, event: Mapping[str, Any]) -> None:
+        if (text := stdout_text(event)) is not None:
+            self.data(text)
+            return
         for line in lines_of(event):
             self._line(marked(line), self.STYLES[line.kind])
+
+    def data(self, text: str) -> None:
+        if sys.stdout.isatty():
+            self._line(clean(text), "")  # the same terminal, and above the moving line
+        else:
+            write_data(text)
 
     def ended(self, run: RunView) -> None:
         self.close()
@@ -131,6 +150,13 @@ def marked(line: Line) -> str:
     return (
         f"{MARKS[line.kind]} {line.text}".strip() if line.kind is LineKind.SAID else f"{MARKS[line.kind]} {line.text}"
     )
+
+
+def write_data(text: str) -> None:
+    """Text for stdout: as it is for a program, harmless for a terminal. It always ends with a line break."""
+    text = clean(text) if sys.stdout.isatty() else text
+    sys.stdout.buffer.write(text.encode(errors="replace") + (b"" if text.endswith("\n") else b"\n"))
+    sys.stdout.flush()
 
 
 def progress_for(*, as_json: bool, plain: bool) -> Progress:

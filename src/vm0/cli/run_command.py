@@ -11,7 +11,6 @@ from vm0.cli.api import ApiClient, ApiError
 from vm0.cli.config import Settings
 from vm0.cli.connection import remote
 from vm0.cli.errors import CliError, Interrupted, UsageError
-from vm0.cli.event_lines import clean
 from vm0.cli.folder_upload import Uploaded, upload
 from vm0.cli.interrupts import Interrupts, handled_interrupts
 from vm0.cli.output_folder import check_target, write_output
@@ -57,7 +56,8 @@ async def _interruptible(options: RunOptions, settings: Settings, progress: Prog
         progress.note(f"run {created.run_id} on {client.url}")
         ended, result = await _followed(client, created, progress, interrupts)
         progress.ended(ended)
-        _print_result(options, result)
+        if result:
+            progress.data(result)
         if options.output is not None:
             await _write_output(client, ended, options, source, progress)
         if options.json:
@@ -197,15 +197,6 @@ async def _cancel(client: ApiClient, run_id: str, progress: Progress) -> None:
         await client.cancel(run_id)
     except ApiError as exc:
         progress.note(f"the run could not be cancelled: {exc}")
-
-
-def _print_result(options: RunOptions, result: str) -> None:
-    """The agent's final answer is the data of `vm0 run`; with --json it is in the events."""
-    if options.json or not result:
-        return
-    text = clean(result) if sys.stdout.isatty() else result
-    sys.stdout.buffer.write(text.encode(errors="replace") + (b"" if text.endswith("\n") else b"\n"))
-    sys.stdout.flush()
 
 
 async def _write_output(
