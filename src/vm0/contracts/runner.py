@@ -160,3 +160,18 @@ class RunnerHeartbeat:
     running_count: int = limited(0, minimum=0)
     mode: str = limited("running", pattern="running|draining", pattern_means="`running` or `draining`")
     labels: JsonObject = limited(dict, max_length=64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerView:
+    """What a runner last said of itself, and when (Unix ms of the server)."""
+
+    last_seen_ms: int
+    runner: RunnerHeartbeat
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerList:
+    """The runners heard of lately."""
+
+    runners: tuple[RunnerView, ...]
