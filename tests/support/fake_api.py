@@ -76,7 +76,7 @@ class FakeApi:
     def url(self) -> str:
         if self._unix_path is not None:
             return f"unix:{self._unix_path}"
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
 
     def __enter__(self) -> FakeApi:
         self._thread.start()
@@ -260,7 +260,7 @@ class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         return
 
 
-def _server(api: FakeApi, unix_path: str | None) -> socketserver.BaseServer:
+def _server(api: FakeApi, unix_path: str | None) -> socketserver.TCPServer:
     handler = type("Handler", (_Handler,), {"api": api})
     if unix_path is None:
         return _TcpServer(("127.0.0.1", 0), handler)

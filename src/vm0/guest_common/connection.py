@@ -77,6 +77,23 @@ class Connection(http.client.HTTPConnection):
         self._tls = tls
         self.deadline_s: float | None = None  # of the whole request, monotonic
         self.used = False
+        self._gathered: list[bytes] | None = None
+
+    def send_message(self, body: bytes) -> None:
+        """End the headers and send them and the body as one piece: the other side wakes up once."""
+        gathered: list[bytes] = []
+        self._gathered = gathered
+        try:
+            self.endheaders(body)
+        finally:
+            self._gathered = None
+        self.send(b"".join(gathered))
+
+    def send(self, data: bytes) -> None:  # type: ignore[override]
+        if self._gathered is not None:
+            self._gathered.append(data)
+        else:
+            super().send(data)
 
     def wait_s(self) -> float:
         if self.deadline_s is None:

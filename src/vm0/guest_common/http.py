@@ -224,10 +224,12 @@ class ApiClient:
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", str(len(body)))
         try:
-            connection.endheaders(body)
+            connection.send_message(body)
         except ConnectionError:
             pass  # the other side may have refused the body and said why
         response = self._answer(what, target, connection)
+        if response.length is None and not response.chunked:
+            raise TransportError(what, "transport", "the answer has no length, so it may be cut off")
         answer = response.read(MAX_ANSWER_BYTES + 1)
         if len(answer) > MAX_ANSWER_BYTES:
             raise TransportError(what, "transport", f"the answer exceeds {MAX_ANSWER_BYTES} bytes")
