@@ -1,4 +1,4 @@
-"""The phases of a run: each has a name, a time limit, a line in the timeline, and ends at once when the run must stop."""
+"""The phases of a run: each has a name, a time limit and a line in the timeline, and ends when the run must stop."""
 
 from __future__ import annotations
 
