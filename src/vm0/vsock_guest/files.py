@@ -15,6 +15,7 @@ import threading
 
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.flow import ReceiveWindow, SendWindow
+from vm0.vsock_proto.ring import Ring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ENTRIES_PER_MESSAGE = 256  # 256 × (two 4 KiB names at most) stays far below a frame in practice; checked by size too
 ENTRIES_BYTES = 256 * 1024
+CREDIT_BYTES = m.FILE_WINDOW // 4
 
 ERRNO_REASONS = {
     errno.ENOENT: "not_found",
@@ -105,13 +107,14 @@ class WriteTransfer(Transfer):
     ) -> None:
         super().__init__(loop, send, finished)
         self._request, self._identity = request, identity
-        self._pieces: queue.SimpleQueue[tuple[bytes, bool] | None] = queue.SimpleQueue()  # bounded by the window
+        self._pieces: queue.SimpleQueue[tuple[list[memoryview], bool] | None] = queue.SimpleQueue()  # one window
+        self._ring = Ring(m.FILE_WINDOW)
         self._window = ReceiveWindow(m.FILE_WINDOW)
 
     def feed(self, message: m.Data) -> None:
         """Raises RemoteProtocolError when the host sends more than its window."""
         self._window.received(len(message.data))
-        self._pieces.put((message.data, bool(message.flags & m.LAST)))
+        self._pieces.put((self._ring.put(message.data), bool(message.flags & m.LAST)))
 
     def cancel(self) -> None:
         super().cancel()
@@ -145,19 +148,21 @@ class WriteTransfer(Transfer):
         self._loop.submit(lambda: self._send(m.Written(size)))
 
     def _copy(self, fd: int) -> int:
-        size = 0
+        size = unsaid = 0
         while True:
             piece = self._pieces.get()
             if piece is None or self._cancelled.is_set():
                 raise RequestError("cancelled", "cancelled by the host")
-            data, last = piece
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            size += len(data)
+            views, last = piece
+            for view in views:
+                size += len(view)
+                unsaid += len(view)
+                _write_all(fd, view)
             if last:
                 return size
-            self._loop.submit(functools.partial(self._consumed, len(data)))
+            if unsaid >= CREDIT_BYTES:  # waking the loop for each piece would cost more than writing it
+                self._loop.submit(functools.partial(self._consumed, unsaid))
+                unsaid = 0
 
     def _consumed(self, count: int) -> None:
         credit = self._window.consumed(count)
@@ -224,6 +229,11 @@ class ReadTransfer(Transfer):
 
     def _send_soon(self, message: Message) -> None:
         self._loop.submit(lambda: self._send(message))
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def make_directories(path: str, identity: Identity, *, private: bool) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 
 from vm0.vsock_guest.loop import READ, WRITE
 from vm0.vsock_proto.connection import Connection
 from vm0.vsock_proto.errors import RemoteProtocolError
+from vm0.vsock_proto.sending import SendQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting to be sent; above it the host's requests wait, below half they go on
 READS_PER_WAKE = 4  # then other descriptors get their turn
-IOV_MAX = 64
 
 
 class Link:
@@ -35,21 +34,17 @@ class Link:
         self._loop, self._fd = loop, fd
         self._on_message, self._on_closed = on_message, on_closed
         self._connection = Connection("guest")
-        self._backlog: deque[memoryview] = deque()
-        self._backlog_size = 0
+        self._queue = SendQueue()
         self._writable = True
         self._paused = False
+        self._events = READ
         loop.watch(fd, READ, self._ready)
 
     def send(self, message: Message, seq: int) -> None:
         """Queue a message and write as much as the host takes now; never waits. On a closed link: no effect."""
         if self._fd < 0:
             return
-        header, payload = self._connection.frame(message, seq)
-        self._backlog.append(memoryview(header))
-        if payload:
-            self._backlog.append(memoryview(payload))
-        self._backlog_size += len(header) + len(payload)
+        self._queue.push(*self._connection.frame(message, seq))
         if self._writable:
             self._flush()
 
@@ -60,7 +55,7 @@ class Link:
         self._loop.unwatch(self._fd)
         os.close(self._fd)
         self._fd = -1
-        self._backlog.clear()
+        self._queue.clear()
         self._on_closed(why)
 
     def _ready(self, events: int) -> None:
@@ -94,24 +89,16 @@ class Link:
 
     def _flush(self) -> None:
         try:
-            while self._backlog:
-                count = os.writev(self._fd, [self._backlog[i] for i in range(min(len(self._backlog), IOV_MAX))])
-                self._forget(count)
+            while pieces := self._queue.pieces():
+                self._queue.sent(os.writev(self._fd, pieces))
         except BlockingIOError:
             pass
         except OSError as exc:
             return self.close(f"write failed: {exc}")
-        self._writable = not self._backlog
-        self._paused = self._backlog_size > (MAX_BACKLOG // 2 if self._paused else MAX_BACKLOG)
+        self._writable = not self._queue.size
+        self._paused = self._queue.size > (MAX_BACKLOG // 2 if self._paused else MAX_BACKLOG)
         events = (0 if self._writable else WRITE) | (0 if self._paused else READ)
-        return self._loop.watch(self._fd, events, self._ready)
-
-    def _forget(self, count: int) -> None:
-        self._backlog_size -= count
-        while count:
-            first = self._backlog[0]
-            if count < len(first):
-                self._backlog[0] = first[count:]
-                return
-            count -= len(first)
-            self._backlog.popleft()
+        if events != self._events:
+            self._events = events
+            self._loop.watch(self._fd, events, self._ready)
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections import deque
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ from vm0.vsock_host.link import Link, guest_error, unexpected
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.flow import ReceiveWindow, SendWindow
+from vm0.vsock_proto.ring import Ring
 
 STALL_S = 60.0  # a transfer that does not move for this long is given up
 READ_AHEAD = 4 * m.MAX_CHUNK
@@ -70,7 +70,7 @@ class FileWriter(_Transfer):
         """Returns the size once the file is in place; when this raises, there is no file (or the old one)."""
         self._seq = self._link.begin(self, request, self.name)
         try:
-            await self._send_all(io.BytesIO(source) if isinstance(source, bytes) else source)
+            await self._send_all(source)
             while not self._done:
                 await self._wait()
             self._check()
@@ -92,21 +92,44 @@ class FileWriter(_Transfer):
         self._moved.set()
         return self._done
 
-    async def _send_all(self, source: BinaryIO) -> None:
-        in_memory = isinstance(source, io.BytesIO)
-        while data := source.read(READ_AHEAD) if in_memory else await asyncio.to_thread(source.read, READ_AHEAD):
-            view = memoryview(data)
-            while view and not self._done:
-                if not self._window.available:
+    async def _send_all(self, source: bytes | BinaryIO) -> None:
+        if isinstance(source, bytes):
+            await self._send_piece(memoryview(source))
+        else:
+            # One window of memory: a piece is read over what the guest has consumed and credited by then.
+            ring = Ring(m.FILE_WINDOW)
+            while not self._done:
+                while not self._window.available and not self._done:
                     await self._wait()
-                    continue
-                piece = view[: min(m.MAX_CHUNK, self._window.available)]
-                self._window.spend(len(piece))
-                self._link.send(m.Data(0, bytes(piece)), self._seq)
-                view = view[len(piece) :]
-                await self._link.writable()
-            self._check()
-        self._link.send(m.Data(m.LAST, b""), self._seq)
+                room = ring.room(min(READ_AHEAD, self._window.available))
+                count = await asyncio.to_thread(_read_into, source, room)
+                if not count:
+                    break
+                await self._send_piece(ring.advance(count))
+        self._check()
+        self._link.send_data(m.LAST, b"", self._seq)
+
+    async def _send_piece(self, view: memoryview) -> None:
+        while view and not self._done:
+            if not self._window.available:
+                await self._wait()
+                continue
+            piece = view[: min(m.MAX_CHUNK, self._window.available)]
+            self._window.spend(len(piece))
+            self._link.send_data(0, piece, self._seq)
+            view = view[len(piece) :]
+            await self._link.writable()
+        self._check()
+
+
+def _read_into(source: BinaryIO, room: memoryview) -> int:
+    """Fill `room` from `source` as far as one read goes; 0 at the end."""
+    read_into = getattr(source, "readinto", None)
+    if read_into is not None:
+        return int(read_into(room) or 0)
+    data = source.read(len(room))
+    room[: len(data)] = data
+    return len(data)
 
 
 class FileReader(_Transfer):
@@ -117,7 +140,8 @@ class FileReader(_Transfer):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._window = ReceiveWindow(m.FILE_WINDOW)
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[memoryview] = deque()
+        self._ring = Ring(m.FILE_WINDOW)
         self._abandoned = False
 
     async def run(self, request: m.ReadFile, out: BinaryIO) -> int:
@@ -146,7 +170,7 @@ class FileReader(_Transfer):
             case m.Data(flags=flags, data=data):
                 self._window.received(len(data))
                 if data and not self._abandoned:
-                    self._pieces.append(data)
+                    self._pieces += self._ring.put(data)
                 self._done = bool(flags & m.LAST)
             case m.Error():
                 return self._fail(guest_error(self.name, message))
@@ -155,7 +179,7 @@ class FileReader(_Transfer):
         self._moved.set()
         return self._done
 
-    def _consumed(self, pieces: list[bytes]) -> int:
+    def _consumed(self, pieces: list[memoryview]) -> int:
         size = sum(len(piece) for piece in pieces)
         credit = self._window.consumed(size)
         if credit and not self._done:

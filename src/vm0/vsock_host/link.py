@@ -1,25 +1,27 @@
 """One connection to a guest: frames to operations and back.
 
 There is one state: open with its table of operations, or lost with the reason. Losing the link ends every operation
-with that reason and refuses new ones, so nothing can be registered that nobody will ever answer. The transport owns the
-socket's writes and takes whole frames, so cancelling a caller cannot leave half a frame on the wire.
+with that reason and refuses new ones, so nothing can be registered that nobody will answer. Only the link writes to
+its socket, from a queue of whole frames, so cancelling a caller cannot leave half a frame on the wire.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, cast
+import socket
+from typing import Protocol
 
 from vm0.sandbox import Reason, SandboxOperationError
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.connection import Connection, Unknown
 from vm0.vsock_proto.errors import REASONS, LocalProtocolError, RemoteProtocolError
+from vm0.vsock_proto.sending import SendQueue
 
 log = logging.getLogger("vm0.vsock_host")
 
-SMALL_PAYLOAD = 16 * 1024  # below it header and payload are joined: one system call instead of two
+HIGH_WATER, LOW_WATER = 1024 * 1024, 256 * 1024  # bytes queued at which senders of data wait, and go on
 
 
 class Operation(Protocol):
@@ -34,45 +36,24 @@ class Operation(Protocol):
         ...
 
 
-class Link(asyncio.BufferedProtocol):
-    """`ready` resolves to the guest's first message; `lost` to the reason when the connection ends."""
+class Link:
+    """Owns the connected socket. `ready` resolves to the guest's first message, `lost` to the reason of the end."""
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        sock.setblocking(False)
         self._connection = Connection("host")
         self._operations: dict[int, Operation] = {}
         self._next_seq = 1
-        self._transport: asyncio.WriteTransport | None = None
+        self._queue = SendQueue()
+        self._writing = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._why = ""
-        self.ready: asyncio.Future[m.Ready] = loop.create_future()
-        self.lost: asyncio.Future[str] = loop.create_future()
-
-    # asyncio calls these
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._connection.decoder.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._connection.decoder.received(nbytes)
-        try:
-            for seq, message in self._connection.messages():
-                self._deliver(seq, message)
-        except RemoteProtocolError as exc:
-            self.close(f"protocol error: {exc}")
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"connection lost: {exc}" if exc else "the guest closed the connection")
+        self.ready: asyncio.Future[m.Ready] = self._loop.create_future()
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self._loop.add_reader(sock, self._read)
 
     # the operations call these
 
@@ -90,25 +71,37 @@ class Link(asyncio.BufferedProtocol):
         return seq
 
     def send(self, message: Message, seq: int) -> None:
-        """Queue a message. On a lost link: no effect (the operation has been told)."""
-        if self._transport is None or self.lost.done():
-            return
-        header, payload = self._connection.frame(message, seq)
-        if len(payload) < SMALL_PAYLOAD:
-            self._transport.write(header + payload)
-        else:
-            self._transport.write(header)
-            self._transport.write(payload)
+        """Queue a message and write what the socket takes now. On a lost link: no effect (its operations know)."""
+        if not self.lost.done():
+            self._queue.push(*self._connection.frame(message, seq))
+            self._flush()
+
+    def send_data(self, flags: int, data: bytes | memoryview, seq: int) -> None:
+        """`send` of a *data* message without copying; `data` must not change before it is written."""
+        if not self.lost.done():
+            self._queue.push(*self._connection.data_frame(flags, data, seq))
+            self._flush()
 
     async def writable(self) -> None:
-        """Wait until the transport wants more; returns at once on a lost link."""
+        """Wait until little enough is queued; returns at once on a lost link."""
         await self._writable.wait()
 
     def close(self, why: str = "closed by the host") -> None:
-        """End the link and every operation on it; idempotent."""
-        self._end(why)
-        if self._transport is not None:
-            self._transport.abort()  # what is unsent belongs to operations that have just failed
+        """End the link and every operation on it; idempotent. What is unsent belongs to operations that then failed."""
+        if self.lost.done():
+            return
+        self._why = why
+        self.lost.set_result(why)
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._queue.clear()
+        self._writable.set()
+        if not self.ready.done():
+            self.ready.cancel()
+        operations, self._operations = self._operations, {}
+        for operation in operations.values():
+            operation.on_lost(self._error("operation"))
 
     @property
     def operations(self) -> int:
@@ -127,17 +120,46 @@ class Link(asyncio.BufferedProtocol):
         if operation.on_message(message):
             del self._operations[seq]
 
-    def _end(self, why: str) -> None:
-        if self.lost.done():
-            return
-        self._why = why
-        self.lost.set_result(why)
-        self._writable.set()
-        if not self.ready.done():
-            self.ready.cancel()
-        operations, self._operations = self._operations, {}
-        for operation in operations.values():
-            operation.on_lost(self._error("operation"))
+    def _read(self) -> None:
+        decoder = self._connection.decoder
+        try:
+            count = self._sock.recv_into(decoder.buffer())
+            if count == 0:
+                return self.close("the guest closed the connection")
+            decoder.received(count)
+            for seq, message in self._connection.messages():
+                self._deliver(seq, message)
+                if self.lost.done():
+                    return None
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self.close(f"connection lost: {exc}")
+        except RemoteProtocolError as exc:
+            self.close(f"protocol error: {exc}")
+        return None
+
+    def _flush(self) -> None:
+        """Write until the socket is full or nothing is left; only this touches the socket's sending side."""
+        try:
+            while pieces := self._queue.pieces():
+                self._queue.sent(self._sock.sendmsg(pieces))
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            return self.close(f"connection lost: {exc}")
+        waiting = self._queue.size > 0
+        if waiting != self._writing:
+            self._writing = waiting
+            if waiting:
+                self._loop.add_writer(self._sock, self._flush)
+            else:
+                self._loop.remove_writer(self._sock)
+        if self._queue.size > HIGH_WATER:
+            self._writable.clear()
+        elif self._queue.size <= LOW_WATER:
+            self._writable.set()
+        return None
 
     def _error(self, name: str) -> SandboxOperationError:
         reason = Reason.PROTOCOL if self._why.startswith("protocol error") else Reason.CRASHED

@@ -13,6 +13,7 @@ import hmac
 import logging
 import os
 import socket
+from collections.abc import Coroutine
 
 from vm0.sandbox import SandboxError, SandboxOperationError
 from vm0.vsock_host.client import GuestClient
@@ -33,8 +34,9 @@ class GuestListener:
 
     def __init__(self, path: str, *, token: bytes, build: str = "") -> None:
         self._path, self._token, self._build = path, token, build
-        self._server: asyncio.Server | None = None
-        self._candidates: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._candidates = 0
         self._accepted: asyncio.Future[GuestClient] | None = None
         self._refusals: list[str] = []
 
@@ -45,23 +47,26 @@ class GuestListener:
                 hint=f"the kernel takes {MAX_PATH}; use a shorter state directory",
             )
         self._accepted = asyncio.get_running_loop().create_future()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             sock.bind(self._path)
             os.chmod(self._path, 0o600)
-            self._server = await asyncio.get_running_loop().create_unix_server(self._on_connection, sock=sock)
+            sock.listen(MAX_CANDIDATES)
         except BaseException:
             sock.close()
             raise
+        self._socket = sock
+        self._own(self._accept_all(sock), "vsock listener")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._close()
-        for task in list(self._candidates):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._candidates, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close()
         if self._accepted is not None:
             self._accepted.cancel()
 
@@ -75,19 +80,26 @@ class GuestListener:
             seen = "; ".join(self._refusals[-3:]) or "nobody connected"
             raise HandshakeError(f"no guest within {deadline_s:g} s: {seen}") from None
 
-    def _on_connection(self) -> Link:
-        link = Link()
-        task = asyncio.get_running_loop().create_task(self._shake_hands(link), name="vsock handshake")
-        self._candidates.add(task)
-        task.add_done_callback(self._candidates.discard)
-        return link
+    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept_all(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(sock)
+            if self._candidates >= MAX_CANDIDATES:
+                connection.close()
+                self._refuse("too many connections at once")
+                continue
+            self._own(self._shake_hands(Link(connection)), "vsock handshake")
 
     async def _shake_hands(self, link: Link) -> None:
         """The whole life of a candidate; only the accepted one keeps its connection."""
         assert self._accepted is not None
+        self._candidates += 1
         try:
-            if len(self._candidates) > MAX_CANDIDATES or self._accepted.done():
-                raise HandshakeError("one connection too many")
             client = await self._checked(link)
             if self._accepted.done():
                 raise HandshakeError("a second guest")
@@ -95,15 +107,18 @@ class GuestListener:
             self._close()
         except asyncio.CancelledError:
             link.close("the listener was closed")
-            if not self._accepted.cancelled() and not link.lost.done():
-                raise
-            self._refuse("it went away before it said ready")
+            raise
         except (HandshakeError, SandboxOperationError) as exc:
             link.close(f"handshake refused: {exc}")
             self._refuse(str(exc))
+        finally:
+            self._candidates -= 1
 
     async def _checked(self, link: Link) -> GuestClient:
-        ready = await link.ready
+        await asyncio.wait((link.ready, link.lost), return_when=asyncio.FIRST_COMPLETED)
+        if link.lost.done():
+            raise HandshakeError(f"it went away before it said ready ({link.lost.result()})")
+        ready = link.ready.result()
         if not hmac.compare_digest(ready.token, self._token):
             raise HandshakeError("wrong token")
         if self._build and ready.build != self._build:
@@ -117,8 +132,10 @@ class GuestListener:
         log.warning("guest connection refused: %s", why, extra={"action": "guest_refused"})
 
     def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        """Nobody else gets in."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from vm0.vsock_proto.codec import REGISTRY, Message
 from vm0.vsock_proto.errors import LocalProtocolError, RemoteProtocolError
 from vm0.vsock_proto.framing import Frame, FrameDecoder, frame_header
-from vm0.vsock_proto.messages import VERSION, Ready
+from vm0.vsock_proto.messages import VERSION, Data, Ready
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Connection:
         payload = message.encode()
         return frame_header(message.TYPE, seq, len(payload)), payload
 
+    def data_frame(self, flags: int, data: bytes | memoryview, seq: int) -> tuple[bytes, bytes | memoryview]:
+        """The frame of a *data* message around `data` as it is, without a copy."""
+        return frame_header(Data.TYPE, seq, 1 + len(data)) + bytes((flags,)), data
+
     def _checked(self, frame: Frame) -> Message | Unknown:
         cls = REGISTRY.get(frame.type)
         if self._ready_due or cls is Ready:
@@ -63,6 +67,8 @@ class Connection:
             return Unknown(frame.type)
         if cls.SENDER == self._role:
             raise RemoteProtocolError(f"{cls.__name__} from the wrong side")
+        if cls is Data:  # a view, not a copy: valid until more is read, so whoever keeps it must copy it
+            return Data.decode_view(frame.payload)
         return cls.decode(frame.payload)
 
     def _check_ready(self, frame: Frame, cls: type[Message] | None) -> None:

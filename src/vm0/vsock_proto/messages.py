@@ -13,6 +13,7 @@ one window of memory, and nothing else.
 from __future__ import annotations
 
 from vm0.vsock_proto.codec import Message, blob, fixed, message, rest, sequence, sint, text, uint
+from vm0.vsock_proto.errors import RemoteProtocolError
 
 VERSION = 1
 PORT = 1000  # AF_VSOCK port on the host (CID 2), and the name `<socket>_1000` of Firecracker's socket
@@ -180,7 +181,14 @@ class Data(Message):
     """A piece of a file, in either direction; flags: 1 it is the last."""
 
     flags: int = uint(8)
-    data: bytes = rest()
+    data: bytes | memoryview = rest()
+
+    @classmethod
+    def decode_view(cls, payload: memoryview) -> Data:
+        """`decode` with `data` as a view of the payload: file transfers are the one place where a copy counts."""
+        if not payload:
+            raise RemoteProtocolError("payload ends 1 bytes early")
+        return cls(payload[0], payload[1:])
 
 
 @message(0x0E, "guest")
