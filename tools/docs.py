@@ -6,14 +6,18 @@ A page is made from the code that it describes and is compared byte by byte in `
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import typing
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -65,10 +69,7 @@ def _commands(command: Any) -> Iterator[list[str]]:
 
 
 def api_page() -> str:
-    from vm0.server import openapi
-    from vm0.server.app import documented_app
-
-    document = openapi.document(documented_app())
+    document = asyncio.run(_openapi_document())
     parts = [
         "# The HTTP API\n",
         "The routes of the server, from its OpenAPI document, which a running server shows at `/docs`. Every error has",
@@ -89,6 +90,21 @@ def api_page() -> str:
     return "\n".join(parts)
 
 
+async def _openapi_document() -> Any:
+    """What a running server answers: the page says what is, not what is meant."""
+    from vm0.server.config import ServerConfig
+    from vm0.server.service import running_server
+
+    with tempfile.TemporaryDirectory(prefix="vm0-docs-") as state_dir:
+        async with running_server(ServerConfig(state_dir=pathlib.Path(state_dir))) as server:
+            return json.loads(await asyncio.to_thread(lambda: _fetched(f"{server.url}/openapi.json")))
+
+
+def _fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return bytes(response.read())
+
+
 def _bodies(operation: Mapping[str, Any]) -> Iterator[str]:
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "query":
@@ -97,8 +113,9 @@ def _bodies(operation: Mapping[str, Any]) -> Iterator[str]:
         yield f"- body: {_schema_words(content['schema'])}"
     for status, response in sorted(operation.get("responses", {}).items()):
         content = response.get("content", {}).get("application/json")
+        schema = (content or {}).get("schema")
         if status.startswith("2"):
-            yield f"- {status}: {_schema_words(content['schema']) if content else response.get('description', '')}"
+            yield f"- {status}: {_schema_words(schema) if schema else response.get('description', '')}"
 
 
 def _properties(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -120,10 +137,11 @@ def _schema_words(schema: Mapping[str, Any]) -> str:
     words = {"array": "list of ", "object": "object"}.get(schema.get("type", ""), schema.get("type", "any JSON"))
     if schema.get("type") == "array":
         words += _schema_words(schema.get("items", {}))
-    limits = [f"{label} {schema[key]}" for key, label in LIMITS.items() if key in schema]
+    limits = [f"{label} {schema[key]}" for key, label in LIMITS.items() if abs(schema.get(key, INT64_MAX)) != INT64_MAX]
     return _cell(words + (f" ({', '.join(limits)})" if limits else ""))
 
 
+INT64_MAX = 2**63 - 1  # every integer has it: not worth a word
 LIMITS = {
     "minimum": "at least", "maximum": "at most", "minLength": "shortest", "maxLength": "longest",
     "minItems": "at least", "maxItems": "at most",
@@ -183,7 +201,7 @@ def _cell(text: str | None) -> str:
 PAGES = (
     Page("reference/wire.md", "vm0.vsock_proto.documentation", wire_page),
     Page("reference/cli.md", "vm0.cli.app", cli_page),
-    Page("reference/api.md", "vm0.server.app", api_page),
+    Page("reference/api.md", "vm0.server.service", api_page),
     Page("reference/runner-config.md", "vm0.runner.config", runner_config_page),
 )
 

@@ -17,6 +17,8 @@ def serve(*, host: str, port: int, state_dir: pathlib.Path | None) -> int:
     """Run until SIGTERM or an interrupt; requests under way are finished first."""
     home = state_dir.absolute() if state_dir is not None else Settings.from_environment().state_dir
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     asyncio.run(_serve(home, host, port))
     return 0
 
