@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "guest_agent": {"guest_common", "contracts", "archive"},
     # backends
     "sandbox_common": {"sandbox", "vsock_host"},
-    "sandbox_process": {"sandbox", "sandbox_common", "vsock_host"},
+    "guest_bundle": set(),
+    "sandbox_process": {"sandbox", "sandbox_common", "guest_bundle", "vsock_host"},
     # services
     "proxy_addon": {"contracts"},
     "server": {"contracts"},

@@ -1,0 +1,10 @@
+"""Packs the guest programs into one file, `guest.pyz`, that any CPython from 3.11 on runs with `-I -S`.
+
+python3 -I -S guest.pyz vsock-guest|guest-agent|guest-download|guest-mock-claude …
+"""
+
+from __future__ import annotations
+
+from vm0.guest_bundle.build import GuestBundle, build_bundle
+
+__all__ = ["GuestBundle", "build_bundle"]
