@@ -20,13 +20,19 @@ CODES = {
 
 def create_app(context: ServerContext) -> FastAPI:
     """The application on a context that its caller has started and will close (`service.running_server` does both)."""
+    app = documented_app()
+    app.state.context = context
+    return app
+
+
+def documented_app() -> FastAPI:
+    """The application without anything behind it: enough to read its routes and its OpenAPI page."""
     app = FastAPI(
         title="vm0",
         version=__version__,
         description="Runs of AI coding agents, one microVM each.",
         redirect_slashes=False,
     )
-    app.state.context = context
     for module in (runs, runners, webhooks, storages, objects, system):
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _http_error)
