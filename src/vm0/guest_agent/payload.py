@@ -82,7 +82,7 @@ def parse(data: bytes) -> Payload:
     prompt = _text(fields, "prompt")
     if prompt is None:
         raise PayloadError("prompt is missing")
-    environment = fields.get("environment") or {}
+    environment = {} if fields.get("environment") is None else fields["environment"]
     if not isinstance(environment, dict):
         raise PayloadError("environment is not an object")
     for name in environment:

@@ -88,6 +88,10 @@ def _alternation(ordered: list[str]) -> str:
     return "|".join(branches)
 
 
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 class Masker:
     """Masks the secrets of one run. Immutable, thread-safe.
 
@@ -146,11 +150,12 @@ class Masker:
         return value if self._pattern is None else self._mask(value, 0)
 
     def dumps(self, value: Any) -> str:
-        """Compact JSON of the masked `value`. Costs one search when there is nothing to mask."""
-        text = json.dumps(value, separators=(",", ":"))
-        if self.contains_secret(text):
-            text = json.dumps(self._mask(value, 0), separators=(",", ":"))
-        return text
+        """Compact JSON of the masked `value`, characters unescaped; one search if there is nothing to mask.
+
+        Raises ValueError for infinite numbers, RecursionError for nesting beyond what `json` can write.
+        """
+        text = _compact(value)
+        return _compact(self._mask(value, 0)) if self.contains_secret(text) else text
 
     def _mask(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
