@@ -75,12 +75,10 @@ class Listener(web.Server):
     async def listen(self, access: ApiAccess) -> None:
         """Raises OSError."""
         if isinstance(access, UnixSocket):
-            path = Path(access.path)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove_socket(path)
+            self._path = Path(access.path)
+            _prepare_socket(self._path)
             self._server = await self._loop.create_unix_server(self, path=access.path, start_serving=False)
-            self._path = path
-            path.chmod(0o600)
+            os.chmod(access.path, 0o600)
             await self._server.start_serving()
         else:
             self._server = await self._loop.create_server(self, host=access.listen_ip, port=access.listen_port)
@@ -102,8 +100,10 @@ class Listener(web.Server):
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         transport = self._connections.get(handler)
         super().connection_lost(handler, exc)
+        if transport is None:
+            return
         for guest in self.guests.values():
-            guest.transports.discard(transport)  # type: ignore[arg-type]  # None is in no set
+            guest.transports.discard(transport)
 
     def drop(self, peer: str) -> None:
         """Forget a guest and break its connections."""
@@ -138,6 +138,11 @@ def error_answer(status: int, code: ErrorCode, message: str) -> web.Response:
     answer = web.Response(status=status, body=body, content_type="application/json")
     answer.force_close()
     return answer
+
+
+def _prepare_socket(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_socket(path)
 
 
 def _remove_socket(path: Path) -> None:

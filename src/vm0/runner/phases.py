@@ -91,6 +91,9 @@ class Phases:
 
     async def run(self, phase: str, limit_s: float, work: Coroutine[Any, Any, T], *, interruptible: bool = True) -> T:
         """The result of `work`, or PhaseFailed, or Interrupted. Work that is given up is cancelled and awaited."""
+        if interruptible and self._interruption.cause is not None:
+            work.close()
+            raise Interrupted(phase, self._interruption.cause)
         task = asyncio.create_task(work, name=f"phase-{phase}")
         stop = asyncio.create_task(self._interruption.wait(), name=f"phase-{phase}-stop")
         try:
