@@ -52,4 +52,4 @@ class SandboxOperationError(SandboxError):
 
     def __init__(self, operation: str, reason: Reason, detail: str, *, code: str = "", hint: str = "") -> None:
         super().__init__(f"sandbox {operation} failed ({reason.value}): {detail}", hint=hint)
-        self.operation, self.reason, self.code = operation, reason, code
+        self.operation, self.reason, self.detail, self.code = operation, reason, detail, code

@@ -30,7 +30,7 @@ class _Transfer:
         self._error: SandboxOperationError | None = None
 
     def on_lost(self, error: SandboxOperationError) -> None:
-        self._fail(SandboxOperationError(self.name, error.reason, str(error), code=error.code))
+        self._fail(SandboxOperationError(self.name, error.reason, error.detail, code=error.code))
 
     def _fail(self, error: SandboxOperationError) -> bool:
         self._error, self._done = error, True

@@ -190,7 +190,7 @@ class Request:
 
     def on_lost(self, error: SandboxOperationError) -> None:
         if not self._answer.done():
-            self._answer.set_exception(SandboxOperationError(self._name, error.reason, str(error)))
+            self._answer.set_exception(SandboxOperationError(self._name, error.reason, error.detail))
 
     async def answer(self, message: Message, limit_s: float) -> Message:
         """Send and wait. After a cancellation or time-out the late answer is dropped when it comes."""

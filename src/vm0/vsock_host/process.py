@@ -202,7 +202,7 @@ class GuestProcess:
         return False
 
     def on_lost(self, error: SandboxOperationError) -> None:
-        failure = SandboxOperationError("exec", error.reason, str(error), code=error.code)
+        failure = SandboxOperationError("exec", error.reason, error.detail, code=error.code)
         for future in (self._started, self._result):
             if not future.done():
                 future.set_exception(failure)
