@@ -1,0 +1,1 @@
+"""Fills a run's folders from its manifest: in parallel, with retries, through an extractor that trusts no archive."""
