@@ -96,9 +96,18 @@ class Download:
         self._received = 0
 
     def read(self, size: int = BLOCK_BYTES) -> bytes:
-        """Up to `size` bytes, empty at the end. Raises TransportError, also when the end came too early."""
+        """Up to `size` bytes, empty at the end. Raises TransportError, also when the end came too early.
+
+        Gives what has arrived instead of waiting until `size` is there: between two reads the caller can stop a body
+        that trickles in.
+        """
         try:
-            data = self._response.read(max(1, size)) if size >= 0 else self._response.read()
+            if size < 0:
+                data = self._response.read()
+            elif self._received == self.size and not self._response.chunked:
+                data = b""  # read1 of Python 3.11 does not know where the body ends
+            else:
+                data = self._response.read1(max(1, size))
         except (OSError, http.client.HTTPException) as exc:
             raise _transport_error(self._what, exc) from None
         self._received += len(data)
