@@ -16,6 +16,7 @@ from vm0.cli.config import Secret
 from vm0.cli.errors import CliError
 from vm0.contracts.codec import ContractError, dumps, loads
 from vm0.contracts.errors import ErrorBody, ErrorCode
+from vm0.contracts.runner import RunnerList
 from vm0.contracts.runs import EventPage, LogsView, RunList, RunRequest, RunStatus, RunView
 from vm0.contracts.storages import (
     CommitAnswer,
@@ -106,11 +107,8 @@ class ApiClient:
         path = f"/api/storages/{kind.value}/{_part(name)}/versions/{_part(version_id)}"
         return await self._call(VersionView, "GET", path)
 
-    async def runners(self) -> Any:
-        """What `GET /api/runners` says, unread: it is only shown."""
-        import json
-
-        return json.loads(await self._answer("GET", "/api/runners", None, {}, 0.0))
+    async def runners(self) -> RunnerList:
+        return await self._call(RunnerList, "GET", "/api/runners")
 
     async def healthy(self) -> bool:
         """Whether a vm0 server answers; never raises for a server that does not."""

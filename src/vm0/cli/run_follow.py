@@ -64,11 +64,15 @@ class Follower:
                 self._show_phases(run)
                 if run.status is RunStatus.PENDING and not noted and time.monotonic() - since > PENDING_NOTE_S:
                     noted = True
-                    self._progress.note(
-                        f"still waiting for a runner of group {run.group} with isolation "
-                        f"{run.least_isolation.value} or better"
-                    )
+                    self._progress.note(await self._why_pending(run))
             await asyncio.sleep(PHASES_EVERY_S)
+
+    async def _why_pending(self, run: RunView) -> str:
+        wanted = f"of group {run.group} with isolation `{run.least_isolation.value}` or better"
+        offers = [view.runner for view in (await self._client.runners()).runners]
+        if any(offer.group == run.group and offer.isolation.at_least(run.least_isolation) for offer in offers):
+            return f"waiting: the runners {wanted} are busy"
+        return f"waiting: no runner {wanted} is connected"
 
     def _show_phases(self, run: RunView) -> None:
         for step in run.timeline:
