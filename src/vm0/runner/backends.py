@@ -26,5 +26,5 @@ def _process_factory(config: RunnerConfig) -> SandboxFactory:
         raise BackendUnavailable("backend process is not part of this installation", hint="reinstall vm0")
     from vm0.sandbox_process.factory import ProcessSandboxFactory
 
-    factory: SandboxFactory = ProcessSandboxFactory(config.state_dir / "sandboxes")
+    factory: SandboxFactory = ProcessSandboxFactory(config.state_dir / "process")
     return factory

@@ -8,7 +8,7 @@
     spool/         journals of claims and undelivered reports
     logs/          logs of the newest runs
     tmp/           files in transit; emptied at start
-    sandboxes/     of the backend
+    process/       of the process backend
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class StateDirectory:
         self.spool = Spool(root / "spool")
         self.logs = root / "logs"
         self.transit = root / "tmp"
-        self.sandboxes = root / "sandboxes"
         self.status_file = root / "status.json"
 
     @contextlib.contextmanager
@@ -82,7 +81,7 @@ class StateDirectory:
 
     def _prepare(self) -> None:
         shutil.rmtree(self.transit, ignore_errors=True)
-        for folder in (self.logs, self.transit, self.sandboxes):
+        for folder in (self.logs, self.transit):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.spool.prepare()
 
