@@ -21,7 +21,10 @@ sys.path.insert(0, sys.argv[2])
 from vm0.guest_agent.main import run
 from vm0.guest_agent.timings import Timings
 from vm0.guest_common import environment
-sys.exit(run(environment.read(), Timings(**json.loads(sys.argv[1]))))
+code = run(environment.read(), Timings(**json.loads(sys.argv[1])))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+sys.stderr.write(f"peak memory {peak.split()[1]} KiB\\n")
+sys.exit(code)
 """
 FAST = {"retry_delay_s": 0.01, "telemetry_interval_s": 0.2, "metrics_interval_s": 0.1, "batch_delay_s": 0.01}
 
@@ -100,6 +103,10 @@ class Finished:
 
     def __init__(self, code: int, stdout: str, stderr: str, outcome: dict[str, Any]) -> None:
         self.code, self.stdout, self.stderr, self.outcome = code, stdout, stderr, outcome
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return int(self.stderr.rpartition("peak memory ")[2].split()[0]) * 1024
 
     def __repr__(self) -> str:
         return f"exit code {self.code}, {self.outcome}\n{self.stderr}"
