@@ -123,8 +123,11 @@ class _Unpacking:
             self._report.refuse(path, str(exc), Cause.CONFLICT)
 
     def _file(self, name: str, member: Member, reader: TarReader, folder_fd: int) -> None:
-        _clear_name(name, folder_fd)
-        fd = os.open(name, CREATE_FLAGS, 0o600, dir_fd=folder_fd)
+        try:
+            fd = os.open(name, CREATE_FLAGS, 0o600, dir_fd=folder_fd)
+        except FileExistsError:
+            _clear_name(name, folder_fd)
+            fd = os.open(name, CREATE_FLAGS, 0o600, dir_fd=folder_fd)
         try:
             while data := reader.read_data():
                 view = memoryview(data)

@@ -17,7 +17,7 @@ from vm0.archive.scan import file_kind, hash_link
 from vm0.archive.tree import FILE_FLAGS, FolderCursor, Occupied
 
 CHUNK_BYTES = 256 * 1024
-COMPRESSION_LEVEL = 6
+COMPRESSION_LEVEL = 4  # source code: twice as fast as 6 for 5 % more bytes
 GZIP_WBITS = 31  # zlib writes the gzip header itself: no name, time 0
 
 

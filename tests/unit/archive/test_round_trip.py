@@ -12,17 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.archive.tars import contents, fingerprint, member, pax, unpack
-from vm0.archive.entries import EntryKind, link_problem, path_problem
+from vm0.archive.entries import EXCLUDED_NAMES, STAGING_PREFIX, EntryKind, link_problem, path_problem
 from vm0.archive.errors import ArchiveError
 from vm0.archive.members import Limits
 from vm0.archive.pack import pack
 from vm0.archive.scan import scan
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0\n"), min_size=1, max_size=60).filter(
-    lambda name: path_problem(name) is None and name not in (".git", ".vm0")
+    lambda name: path_problem(name) is None and name not in EXCLUDED_NAMES and not name.startswith(STAGING_PREFIX)
 )
 PATHS = st.lists(NAMES | st.sampled_from("abc"), min_size=1, max_size=5).map(tuple)
-FILES = st.tuples(st.binary(max_size=2000) | st.just(b"z" * 70_000), st.booleans())
+FILES = st.tuples(st.binary(max_size=2000), st.sampled_from([1, 1, 100]), st.booleans())  # content, repeats, executable
 LINKS = st.lists(NAMES | st.sampled_from(["..", "..", ".", "a", "b"]), min_size=1, max_size=4).map("/".join)
 TREES = st.dictionaries(PATHS, FILES | LINKS, max_size=12)
 
@@ -37,8 +37,8 @@ def build(tree: dict, root: pathlib.Path) -> None:
                     path.symlink_to(what)
             else:
                 with open(path, "xb") as file:
-                    file.write(what[0])
-                os.chmod(path, 0o755 if what[1] else 0o644)
+                    file.write(what[0] * what[1])
+                os.chmod(path, 0o755 if what[2] else 0o644)
         except OSError:
             continue  # the same name twice, a file in the way of a folder, a loop: whatever could be made counts
 
