@@ -1,7 +1,7 @@
 """A sandbox backend in memory that keeps the contract: states, time limits, bounded output, crashes, cancellation.
 
-Programs of the guest are coroutines, `async def agent(call: Call) -> int`; what they return is the exit code. Faults are
-put on operations by name: `factory.fail["start"] = StartError(...)`, `factory.hang.add("write_file")`.
+Programs of the guest are coroutines, `async def agent(call: Call) -> int`; what they return is the exit code. Faults
+are put on operations by name: `factory.fail["start"] = StartError(...)`, `factory.hang.add("write_file")`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class FakeProcess:
         death = asyncio.create_task(self._sandbox.death.wait())
         try:
             done = {self._program, cancelled, death}
-            await asyncio.wait(done, timeout=self._request.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            limit_s = self._request.timeout_s if self._sandbox.factory.enforces_timeout else None
+            await asyncio.wait(done, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             why = None if self._program.done() else (Ended.CANCELLED if cancelled.done() else Ended.TIMED_OUT)
             if why is not None and not death.done():
                 self.call.terminated.set()
@@ -343,6 +344,7 @@ class FakeFactory:
         self.sandboxes: list[FakeSandbox] = []
         self.live: dict[str, FakeSandbox] = {}
         self.created = asyncio.Condition()
+        self.enforces_timeout = True  # False: a guest that ignores the time limit of a command
 
     async def __aenter__(self) -> FakeFactory:
         return self

@@ -120,6 +120,7 @@ class FakeControlPlane:
     def _route(self, name: str, answer: Any) -> Any:
         async def handle(request: web.Request) -> web.StreamResponse:
             self.calls.append(name)
+            await self.announce()
             self.tokens.add(request.headers.get("Authorization", ""))
             fault = self.faults[name].pop(0) if self.faults[name] else ""
             kind, _, parameter = fault.partition(":")

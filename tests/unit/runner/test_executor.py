@@ -13,7 +13,7 @@ from tests.support.fake_backend import Call, Signalled
 from tests.support.fake_control_plane import SANDBOX_TOKEN, FakeRun
 from tests.unit.runner.conftest import Bench
 from vm0.contracts.runner import ManifestEntry, ResumeSession, StorageManifest
-from vm0.contracts.runs import Isolation, OutcomeKind, RunStatus
+from vm0.contracts.runs import Isolation, Outcome, OutcomeKind, RunStatus
 from vm0.contracts.webhooks import CompleteRequest
 from vm0.sandbox import Reason, SandboxOperationError, StartError
 
@@ -86,6 +86,12 @@ async def test_no_token_reaches_the_guest(bench: Bench) -> None:
         assert not path.is_file() or SANDBOX_TOKEN.encode() not in path.read_bytes()
 
 
+def outcome_of(run: FakeRun) -> Outcome:
+    found = run.completions[0].outcome
+    assert found is not None
+    return found
+
+
 def program(name: str, **ending: object):
     """A guest-agent that ends in one way."""
 
@@ -117,7 +123,7 @@ def program(name: str, **ending: object):
 
 
 @pytest.mark.parametrize(
-    ("agent", "timeout", "kind", "reason", "code"),
+    ("agent", "timeout_s", "kind", "reason", "code"),
     [
         (program("exit", code=0), 60, OutcomeKind.EXITED, "agent_report_missing", 0),
         (program("exit", code=3, outcome={"kind": "exited", "exitCode": 3}), 60, OutcomeKind.EXITED, None, 3),
@@ -132,9 +138,9 @@ def program(name: str, **ending: object):
         (program("flood"), 60, OutcomeKind.EXITED, "agent_report_missing", 0),
     ],
 )  # fmt: skip
-async def test_each_end_of_the_agent(bench: Bench, agent, timeout, kind, reason, code) -> None:
+async def test_each_end_of_the_agent(bench: Bench, agent, timeout_s, kind, reason, code) -> None:
     bench.factory.programs["guest-agent"] = agent
-    run = bench.plane.add_run(timeout_seconds=timeout)
+    run = bench.plane.add_run(timeout_seconds=timeout_s)
     report = await finished(bench, run)
     assert report.outcome is not None
     assert (report.outcome.kind, report.outcome.reason, report.exit_code) == (kind, reason, code)
@@ -152,15 +158,7 @@ async def test_an_agent_that_outlives_its_limit_is_killed_from_the_host(bench: B
     """The guest is supposed to enforce the limit; here it does not."""
     bench.factory.programs["guest-agent"] = program("hang")
     run = bench.plane.add_run(timeout_seconds=1)
-    original = bench.factory.create
-
-    async def create(config):
-        sandbox = await original(config)
-        start = sandbox.start_process
-        sandbox.start_process = lambda request: start(dataclasses.replace(request, timeout_s=None))
-        return sandbox
-
-    bench.factory.create = create
+    bench.factory.enforces_timeout = False
     report = await finished(bench, run)
     assert report.outcome is not None
     assert (report.outcome.kind, report.outcome.reason) == (OutcomeKind.TIMED_OUT, "run_timeout")
@@ -202,8 +200,8 @@ async def test_a_phase_that_hangs_reaches_its_limit(bench: Bench, operation) -> 
             await run.over.wait()
     assert bench.left_over() == []
     if operation == "start_process":
-        assert run.completions[0].outcome.reason == "sandbox_timeout"
-        assert run.completions[0].outcome.kind is OutcomeKind.UNKNOWN
+        assert outcome_of(run).reason == "sandbox_timeout"
+        assert outcome_of(run).kind is OutcomeKind.UNKNOWN
     else:
         assert run.releases[0].reason.startswith("not_started_")
         assert "not done within 0.1 s" in (run.releases[0].detail or "")
@@ -257,7 +255,7 @@ async def test_cancel_before_the_agent(bench: Bench, operation) -> None:
         run.state = dataclasses.replace(run.state, cancel_requested=True)
         await bench.plane.until(run.over.is_set)
     assert run.state.status is RunStatus.CANCELLED
-    assert run.completions[0].outcome.kind is OutcomeKind.CANCELLED
+    assert outcome_of(run).kind is OutcomeKind.CANCELLED
     assert bench.left_over() == []
 
 
@@ -285,7 +283,7 @@ async def test_cancel_of_a_guest_that_does_not_react_kills_the_sandbox(bench: Be
         await bench.plane.until(lambda: "start_process" in bench.factory.operations)
         run.state = dataclasses.replace(run.state, cancel_requested=True)
         await bench.plane.until(run.over.is_set)
-    assert run.completions[0].outcome.kind is OutcomeKind.CANCELLED
+    assert outcome_of(run).kind is OutcomeKind.CANCELLED
     assert bench.factory.operations.index("kill") > bench.factory.operations.index("cancel")
     assert bench.left_over() == []
 
@@ -318,8 +316,8 @@ async def test_an_unreachable_server_fences_only_at_the_deadline(bench: Bench) -
             await sandbox.death.wait()
         assert 0.25 < loop.time() - last_renewal < 0.9
         await bench.plane.until(lambda: run.completions)
-    assert run.completions[0].outcome.kind is OutcomeKind.LOST
-    assert run.completions[0].outcome.reason == "lease_expired"
+    assert outcome_of(run).kind is OutcomeKind.LOST
+    assert outcome_of(run).reason == "lease_expired"
 
 
 async def test_a_report_outlives_a_server_that_is_away(bench: Bench) -> None:
