@@ -31,6 +31,7 @@ from vm0.contracts.storages import (
 T = TypeVar("T")
 CONNECT_S = 10.0
 ANSWER_S = 60.0  # one answer; a long poll adds its wait
+HEALTH_S = 5.0  # a server that needs longer for nothing is not there
 TRANSFER_IDLE_S = 60.0  # an archive may take long, but not stand still
 ATTEMPTS = 3  # of what is safe to repeat
 RETRY_DELAY_S = 0.5  # doubled each time
@@ -113,8 +114,9 @@ class ApiClient:
     async def healthy(self) -> bool:
         """Whether a vm0 server answers; never raises for a server that does not."""
         try:
-            await self._answer("GET", "/healthz", None, {}, 0.0)
-        except ApiError:
+            async with asyncio.timeout(HEALTH_S):
+                await self._answer("GET", "/healthz", None, {}, 0.0)
+        except (ApiError, TimeoutError):
             return False
         return True
 

@@ -6,6 +6,8 @@
     HOME/server/server.json where it listens, {url, pid, userTokenFile, runnerTokenFile}, as long as it runs
     HOME/clients.lock       held shared by every command that uses somebody else's server, alone by one that ends its
                             own: so none loses a server it relies on
+    HOME/starting.lock      held by the one command that starts a server now; server.lock decides, this saves the others
+                            from loading a server in vain
     HOME/runner/local-N/    state of the runners of `vm0 run`; a free one is reused, which cleans up after a crash
 
 Whoever comes first runs the server for the others too, and stays until they are done.
@@ -58,13 +60,15 @@ async def local_server(home: pathlib.Path, say: Say) -> AsyncIterator[LocalServe
     _private(home)
     async with contextlib.AsyncExitStack() as stack:
         clients = stack.enter_context(_opened_lock(home / "clients.lock"))
+        starting = stack.enter_context(_opened_lock(home / "starting.lock"))
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if _try_lock(clients, fcntl.LOCK_SH):
                 if (found := await _running(home)) is not None:
                     yield found
                     return
-                if (url := await _started(stack, home)) is not None:
+                if _try_lock(starting, fcntl.LOCK_EX) and (url := await _started(stack, home)) is not None:
+                    fcntl.flock(starting, fcntl.LOCK_UN)
                     server = LocalServer(url=url, owned=True, **_tokens(home))
                     if _try_lock(clients, fcntl.LOCK_EX):
                         await _cancel_orphans(server)
@@ -74,6 +78,7 @@ async def local_server(home: pathlib.Path, say: Say) -> AsyncIterator[LocalServe
                     finally:
                         await _wait_for_clients(clients, say)
                     return
+                fcntl.flock(starting, fcntl.LOCK_UN)
                 fcntl.flock(clients, fcntl.LOCK_UN)
             await asyncio.sleep(LOOK_EVERY_S)  # somebody is starting or ending a server at this moment
         raise CliError(
@@ -96,6 +101,19 @@ async def announced(home: pathlib.Path, host: str, port: int) -> AsyncIterator[s
             yield handle.url
         finally:
             (folder / "server.json").unlink(missing_ok=True)
+
+
+def check_backend(home: pathlib.Path, backend: str) -> None:
+    """Raises BackendUnavailable for a backend this host does not have, before anything is started."""
+    from vm0.runner.backends import make_factory
+    from vm0.runner.config import RunnerConfig
+    from vm0.runner.config import Secret as RunnerSecret
+
+    # The address and the token are those of nobody: a factory looks at neither.
+    nobody = RunnerConfig(
+        server_url="http://127.0.0.1:1", token=RunnerSecret("none"), state_dir=home / "runner", backend=backend
+    )
+    make_factory(nobody)
 
 
 @contextlib.asynccontextmanager

@@ -120,6 +120,7 @@ class TerminalProgress:
         self._line(f"{'✓' if step.ok else '✗'} {step_words(step)}", "green" if step.ok else "red")
 
     def event(self, event: Mapping[str, Any]) -> None:
+        self.doing("the agent works")
         if (text := stdout_text(event)) is not None:
             self.data(text)
             return
@@ -128,7 +129,7 @@ class TerminalProgress:
 
     def data(self, text: str) -> None:
         if sys.stdout.isatty():
-            self._line(clean(text), "")  # the same terminal, and above the moving line
+            self._line(clean(text).removesuffix("\n"), "")  # the same terminal, and above the moving line
         else:
             write_data(text)
 

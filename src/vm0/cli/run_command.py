@@ -137,9 +137,10 @@ async def _client(stack: contextlib.AsyncExitStack, plan: _Plan, progress: Progr
     """A client of the server to use; for a local run, server and runner are there as long as `stack` is open."""
     if plan.remote is not None:
         return await stack.enter_async_context(ApiClient(plan.remote.url, plan.remote.token))
-    from vm0.cli.local import local_runner, local_server
+    from vm0.cli.local import check_backend, local_runner, local_server
 
     backend = plan.options.backend
+    check_backend(plan.settings.state_dir, backend)
     progress.doing("starting server and runner")
     server = await stack.enter_async_context(local_server(plan.settings.state_dir, progress.note))
     tier = await stack.enter_async_context(local_runner(plan.settings.state_dir, server, plan.group, backend))

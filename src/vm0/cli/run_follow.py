@@ -27,6 +27,7 @@ class Follower:
     def __init__(self, client: ApiClient, run_id: str, progress: Progress) -> None:
         self._client, self._run_id, self._progress = client, run_id, progress
         self._shown: set[tuple[int, str, int]] = set()
+        self._events_came = False
         self.result = ""  # the agent's last final answer
 
     async def to_end(self) -> RunView:
@@ -49,6 +50,7 @@ class Follower:
         while True:
             page = await self._patiently(lambda: self._client.events(self._run_id, after=after, wait_s=EVENTS_WAIT_S))  # noqa: B023
             for event in page.events:
+                self._events_came = True
                 self._progress.event(event)
                 self.result = result_text(event) or self.result
             after = page.next_after
@@ -78,12 +80,14 @@ class Follower:
         for step in run.timeline:
             key = (step.attempt, step.phase, step.started_at_ms)
             if step.duration_ms is None and not run.status.terminal:
-                self._progress.doing(step.phase)
-            elif key not in self._shown:
+                continue  # it is going on
+            if key not in self._shown:
                 self._shown.add(key)
                 self._progress.phase(step)
         if run.status is RunStatus.PENDING:
             self._progress.doing("waiting for a runner")
+        elif run.timeline and not self._events_came:
+            self._progress.doing(run.timeline[-1].phase)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """`call`, repeated while the server cannot be reached, for `OUTAGE_S` at most."""

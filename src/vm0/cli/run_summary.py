@@ -47,6 +47,8 @@ def outcome_words(run: RunView) -> str:
         OutcomeKind.LOST: "lost while the agent was running",
         OutcomeKind.UNKNOWN: "unknown: no end of the agent was observed",
     }[outcome.kind]
+    if outcome.exit_code == 0 and run.status is RunStatus.FAILED:
+        words += ", but " + ("something after it failed" if run.checkpoint else "without a checkpoint")
     if outcome.reason:
         words += f" ({outcome.reason})"
     return words + (f": {clean(outcome.detail).strip()}" if outcome.detail else "")

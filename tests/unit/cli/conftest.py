@@ -21,13 +21,14 @@ from vm0.cli.api import ApiClient
 from vm0.contracts.codec import dumps, loads
 from vm0.contracts.runner import ClaimRequest, ExecutionContext, LeaseAnswer, LeaseRequest, PollAnswer, PollRequest
 from vm0.contracts.runs import Isolation, Outcome, OutcomeKind, TimelineStep
-from vm0.contracts.webhooks import CompleteRequest, EventsRequest
+from vm0.contracts.webhooks import CheckpointRequest, CompleteRequest, EventsRequest
 from vm0.server.config import ServerConfig
 from vm0.server.service import ServerHandle, running_server
 from vm0.server.tokens import create_token
 
 COMMAND = (sys.executable, "-m", "vm0.cli")
 TIME_LIMIT_S = 50
+EXITED = Outcome(kind=OutcomeKind.EXITED, exit_code=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,11 @@ class ScriptedRunner:
         await self._post("/api/webhooks/agent/events", body, token=context.sandbox_token)
 
     async def complete(self, outcome: Outcome, *, event_count: int = 0, steps: tuple[TimelineStep, ...] = ()) -> None:
+        """Report the end; a run that went well has its checkpoint first, as a guest agent makes it."""
         context = self._claimed
+        if outcome == EXITED:
+            checkpoint = CheckpointRequest(run_id=context.run_id, cli_agent_type=context.cli_agent_type.value)
+            await self._post("/api/webhooks/agent/checkpoints", checkpoint, token=context.sandbox_token)
         body = CompleteRequest(
             run_id=context.run_id,
             outcome=outcome,
@@ -178,9 +183,6 @@ class ScriptedRunner:
 @pytest.fixture
 def runner(served: Served) -> ScriptedRunner:
     return ScriptedRunner(served)
-
-
-EXITED = Outcome(kind=OutcomeKind.EXITED, exit_code=0)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -40,6 +40,11 @@ def test_exit_code(status: RunStatus, outcome: Outcome | None, code: int) -> Non
     assert exit_code(view(status, outcome)) == code
 
 
+def test_a_zero_that_is_no_success_says_why() -> None:
+    outcome = Outcome(kind=OutcomeKind.EXITED, exit_code=0)
+    assert "exited with 0, but without a checkpoint" in summary_lines(view(RunStatus.FAILED, outcome))[0]
+
+
 @pytest.mark.parametrize("kind", list(OutcomeKind))
 def test_every_outcome_has_words(kind: OutcomeKind) -> None:
     needed = {OutcomeKind.EXITED: {"exit_code": 1}, OutcomeKind.SIGNALLED: {"signal": 9}}.get(kind, {})
