@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -172,11 +173,12 @@ class Bridge:
         headers = passed_headers(REQUEST_HEADERS, request.headers)
         if route.add_token:
             headers["Authorization"] = f"Bearer {guest.token}"
-        data: bytes | AsyncIterator[bytes] | None = body
-        if not isinstance(body, bytes):
-            if not request.body_exists:
-                data = None
-            elif request.content_length is not None:
+        data: io.BytesIO | AsyncIterator[bytes] | None = None
+        if isinstance(body, bytes):
+            data = io.BytesIO(body)  # aiohttp sends it in pieces; of plain bytes it would make one write
+        elif request.body_exists:
+            data = body
+            if request.content_length is not None:
                 headers["Content-Length"] = str(request.content_length)
         total_s = JSON_ANSWER_LIMIT_S if route.whole_body else None
         limit = aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_LIMIT_S, sock_read=self._stall_limit_s)

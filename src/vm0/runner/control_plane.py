@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import urllib.parse
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -151,7 +152,7 @@ class HttpControlPlane:
         url = self._base_url + path
         try:
             async with self._open().post(
-                url, data=codec.dumps(body), headers=headers, timeout=limit, allow_redirects=False
+                url, data=io.BytesIO(codec.dumps(body)), headers=headers, timeout=limit, allow_redirects=False
             ) as answer:
                 if answer.status not in (200, 201):
                     raise await _error(call, answer)

@@ -11,6 +11,8 @@ import pytest_asyncio
 
 from tests.support.fake_control_plane import RUNNER_TOKEN, FakeControlPlane
 from vm0.contracts.runner import ClaimRequest, PollRequest, ReleaseRequest
+from vm0.contracts.runs import Outcome, OutcomeKind, TimelineStep
+from vm0.contracts.webhooks import CompleteRequest
 from vm0.runner import control_plane
 from vm0.runner.config import Secret
 from vm0.runner.control_plane import ControlPlaneUnavailable, HttpControlPlane, LeaseLost, Refused
@@ -124,6 +126,15 @@ async def test_a_run_id_cannot_leave_its_place_in_the_address(
     with pytest.raises(Refused) as caught:
         await client.release("../../webhooks/agent/complete?x=", ReleaseRequest(runner_id=UUID, epoch=1, reason="x"))
     assert caught.value.status == 404 and plane.calls == ["release"]
+
+
+async def test_a_large_report_is_sent(plane: FakeControlPlane, client: HttpControlPlane) -> None:
+    steps = tuple(TimelineStep(phase="p", started_at_ms=1, detail="d" * 4096) for _ in range(256))
+    run = plane.add_run()
+    await client.claim(run.run_id, CLAIM)
+    outcome = Outcome(kind=OutcomeKind.EXITED, exit_code=0, detail="x" * 65536)
+    answer = await client.complete(CompleteRequest(run_id=run.run_id, epoch=1, outcome=outcome, timeline=steps))
+    assert answer.status == "completed" and run.completions[0].timeline == steps
 
 
 async def test_downloads_take_no_token_and_are_bounded(plane: FakeControlPlane, client: HttpControlPlane) -> None:
