@@ -34,7 +34,7 @@ def documented_app() -> FastAPI:
         redirect_slashes=False,
     )
     for module in (runs, runners, webhooks, storages, objects, system):
-        app.include_router(module.router)
+        app.router.routes.extend(module.router.routes)  # as they are: including wraps each call once more
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]

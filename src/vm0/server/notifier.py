@@ -44,6 +44,9 @@ class Notifier:
         for event in self._waiting.get(topic, ()):
             event.set()
 
+    def has_waiters(self, topic: str) -> bool:
+        return topic in self._waiting
+
     def close(self) -> None:
         """Wake everybody for good: the server is stopping."""
         self.closed = True

@@ -18,7 +18,7 @@ from vm0.server.domain import mounts
 from vm0.server.domain.mounts import MountPlan, ResolvedMount
 from vm0.server.errors import bad_request
 from vm0.server.notifier import queue_topic
-from vm0.server.views import run_views
+from vm0.server.views import run_view
 
 
 def submit(connection: Connection, user_id: str, request: RunRequest, now_ms: int) -> Change[RunView]:
@@ -36,7 +36,7 @@ def submit(connection: Connection, user_id: str, request: RunRequest, now_ms: in
         session=session,
         now_ms=now_ms,
     )
-    (view,) = run_views(connection, [runs.details(connection, num)])
+    view = run_view(runs.details(connection, num), (), None)
     return Change(view, (queue_topic(request.group),))
 
 

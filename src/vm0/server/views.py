@@ -9,7 +9,16 @@ from typing import Any
 from sqlalchemy.engine import Connection, Row
 
 from vm0.contracts import codec
-from vm0.contracts.runs import Isolation, Outcome, RunRequest, RunStatus, RunView
+from vm0.contracts.runs import (
+    AgentKind,
+    CheckpointView,
+    Isolation,
+    Outcome,
+    RunRequest,
+    RunStatus,
+    RunView,
+    TimelineStep,
+)
 from vm0.server.db import checkpoints, timelines
 from vm0.server.domain.timeline import first_abnormal
 
@@ -21,34 +30,33 @@ def run_views(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[RunView
     nums = [row.num for row in rows]
     steps_of = timelines.of_runs(connection, nums)
     checkpoint_of = checkpoints.views(connection, nums)
-    views = []
-    for row in rows:
-        request = stored_request(row)
-        steps = steps_of.get(row.num, ())
-        view = RunView(
-            run_id=row.run_id,
-            status=RunStatus(row.status),
-            cli_agent_type=request.cli_agent_type,
-            group=row.group_name,
-            prompt=request.prompt[:SHOWN_PROMPT_CHARACTERS],
-            created_at_ms=row.created_at_ms,
-            started_at_ms=row.started_at_ms,
-            finished_at_ms=row.finished_at_ms,
-            attempts=row.epoch,
-            cancel_requested=row.cancel_requested,
-            least_isolation=request.isolation,
-            isolation=None if row.isolation is None else Isolation(row.isolation),
-            runner_name=row.runner_name,
-            outcome=None if row.outcome is None else codec.loads(Outcome, row.outcome),
-            checkpoint=checkpoint_of.get(row.num),
-            resumed_from=request.resume_run_id,
-            events_received=row.events_received,
-            events_contiguous=row.events_contiguous,
-            timeline=steps,
-            first_abnormal_step=first_abnormal(steps),
-        )
-        views.append(view)
-    return tuple(views)
+    return tuple(run_view(row, steps_of.get(row.num, ()), checkpoint_of.get(row.num)) for row in rows)
+
+
+def run_view(row: Row[Any], steps: tuple[TimelineStep, ...], checkpoint: CheckpointView | None) -> RunView:
+    request = json.loads(row.request)  # not decoded: a list of runs needs four of its fields
+    return RunView(
+        run_id=row.run_id,
+        status=RunStatus(row.status),
+        cli_agent_type=AgentKind(request["cliAgentType"]),
+        group=row.group_name,
+        prompt=request["prompt"][:SHOWN_PROMPT_CHARACTERS],
+        created_at_ms=row.created_at_ms,
+        started_at_ms=row.started_at_ms,
+        finished_at_ms=row.finished_at_ms,
+        attempts=row.epoch,
+        cancel_requested=row.cancel_requested,
+        least_isolation=Isolation(request["isolation"]),
+        isolation=None if row.isolation is None else Isolation(row.isolation),
+        runner_name=row.runner_name,
+        outcome=None if row.outcome is None else codec.loads(Outcome, row.outcome),
+        checkpoint=checkpoint,
+        resumed_from=request.get("resumeRunId"),
+        events_received=row.events_received,
+        events_contiguous=row.events_contiguous,
+        timeline=steps,
+        first_abnormal_step=first_abnormal(steps),
+    )
 
 
 def stored_request(row: Row[Any]) -> RunRequest:

@@ -14,6 +14,8 @@ from vm0.contracts.runs import CheckpointView
 from vm0.contracts.webhooks import CheckpointRequest
 from vm0.server.db.schema import checkpoints
 
+FIND = sa.select(checkpoints).where(checkpoints.c.run_num == sa.bindparam("num"))
+
 
 def put(connection: Connection, num: int, request: CheckpointRequest, now_ms: int) -> str:
     """Store what can be resumed and return its id, which stays the same when the report is repeated."""
@@ -34,7 +36,7 @@ def put(connection: Connection, num: int, request: CheckpointRequest, now_ms: in
 
 
 def find(connection: Connection, num: int) -> Row[Any] | None:
-    return connection.execute(sa.select(checkpoints).where(checkpoints.c.run_num == num)).one_or_none()
+    return connection.execute(FIND, {"num": num}).one_or_none()
 
 
 def views(connection: Connection, nums: Iterable[int]) -> dict[int, CheckpointView]:

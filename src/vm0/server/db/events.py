@@ -13,6 +13,10 @@ from vm0.server.db.schema import events, runs
 from vm0.server.domain.events import contiguous_after
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # a page ends after the event that reaches this
+COUNTERS = sa.select(runs.c.events_received, runs.c.events_contiguous, runs.c.events_highest).where(
+    runs.c.num == sa.bindparam("num")
+)
+MOVE_COUNTERS = sa.update(runs).where(runs.c.num == sa.bindparam("num_of_run"))
 INSERT = "INSERT OR IGNORE INTO events (run_num, seq, event) VALUES (?, ?, ?)"
 
 
@@ -23,9 +27,7 @@ def as_rows(batch: Sequence[JsonObject]) -> list[tuple[int, str]]:
 
 def append(connection: Connection, num: int, rows: Sequence[tuple[int, str]]) -> None:
     """Store what is not stored yet and move the run's counters."""
-    counters = connection.execute(
-        sa.select(runs.c.events_received, runs.c.events_contiguous, runs.c.events_highest).where(runs.c.num == num)
-    ).one()
+    counters = connection.execute(COUNTERS, {"num": num}).one()
     cursor = connection.exec_driver_sql(INSERT, [(num, seq, text) for seq, text in rows])
     contiguous = counters.events_contiguous
     numbers = sorted(seq for seq, _ in rows)
@@ -33,15 +35,13 @@ def append(connection: Connection, num: int, rows: Sequence[tuple[int, str]]) ->
         contiguous = contiguous_after(contiguous, dict.fromkeys(numbers))
     elif numbers[-1] >= contiguous:
         contiguous = contiguous_after(contiguous, _stored_from(connection, num, contiguous))
-    connection.execute(
-        sa.update(runs)
-        .where(runs.c.num == num)
-        .values(
-            events_received=counters.events_received + cursor.rowcount,
-            events_contiguous=contiguous,
-            events_highest=max(counters.events_highest, numbers[-1]),
-        )
-    )
+    moved = {
+        "num_of_run": num,
+        "events_received": counters.events_received + cursor.rowcount,
+        "events_contiguous": contiguous,
+        "events_highest": max(counters.events_highest, numbers[-1]),
+    }
+    connection.execute(MOVE_COUNTERS, moved)
 
 
 def _stored_from(connection: Connection, num: int, first: int) -> list[int]:

@@ -58,6 +58,37 @@ STATE_COLUMNS = (
     runs.c.outcome,
 )
 
+# Statements of the hot paths are made once: building one costs more than running it. The statuses that partial
+# indexes are about are literals, because SQLite uses such an index only if it can see that it applies.
+LEASED = runs.c.status == sa.literal_column("'running'")
+LOAD = sa.select(*STATE_COLUMNS).where(runs.c.run_id == sa.bindparam("wanted"))
+DETAILS = sa.select(runs).where(runs.c.num == sa.bindparam("wanted"))
+INSERT = sa.insert(runs)
+SAVE = sa.update(runs).where(
+    runs.c.num == sa.bindparam("decided_num"),
+    runs.c.status == sa.bindparam("decided_status"),
+    runs.c.epoch == sa.bindparam("decided_epoch"),
+)
+TOUCH = sa.update(runs).where(runs.c.num == sa.bindparam("wanted"))
+EXPIRED = (
+    sa.select(*STATE_COLUMNS)
+    .where(LEASED, runs.c.expires_at_ms <= sa.bindparam("now"))
+    .order_by(runs.c.expires_at_ms)
+    .limit(sa.bindparam("count"))
+)
+WAITING = (
+    sa.select(runs.c.run_id, runs.c.request)
+    .where(
+        runs.c.status == sa.literal_column("'pending'"),
+        runs.c.group_name == sa.bindparam("group"),
+        runs.c.least_isolation <= sa.bindparam("rank"),
+    )
+    .order_by(runs.c.num)
+    .limit(sa.bindparam("count"))
+)
+SECRETS = sa.select(run_secrets.c.secrets).where(run_secrets.c.run_num == sa.bindparam("num"))
+FORGET_SECRETS = sa.delete(run_secrets).where(run_secrets.c.run_num == sa.bindparam("num"))
+
 
 def insert(
     connection: Connection,
@@ -72,19 +103,20 @@ def insert(
     """Queue a run and return its number. Secrets go to a table of their own, which is emptied at the end."""
     stored = dataclasses.replace(request, secrets={})
     result = connection.execute(
-        sa.insert(runs).values(
-            run_id=run_id,
-            user_id=user_id,
-            status=RunStatus.PENDING.value,
-            group_name=request.group,
-            least_isolation=ISOLATION_RANK[request.isolation],
-            request=codec.dumps(stored).decode(),
-            mounts=codec.dumps(mounts).decode(),
-            resume_session=None if session is None else codec.dumps(session).decode(),
-            created_at_ms=now_ms,
-            queued_at_ms=now_ms,
-            max_attempts=request.max_attempts,
-        )
+        INSERT,
+        {
+            "run_id": run_id,
+            "user_id": user_id,
+            "status": RunStatus.PENDING.value,
+            "group_name": request.group,
+            "least_isolation": ISOLATION_RANK[request.isolation],
+            "request": codec.dumps(stored).decode(),
+            "mounts": codec.dumps(mounts).decode(),
+            "resume_session": None if session is None else codec.dumps(session).decode(),
+            "created_at_ms": now_ms,
+            "queued_at_ms": now_ms,
+            "max_attempts": request.max_attempts,
+        },
     )
     num = int((result.inserted_primary_key or (0,))[0])
     if request.secrets:
@@ -93,34 +125,22 @@ def insert(
 
 
 def load(connection: Connection, run_id: str) -> RunRow | None:
-    row = connection.execute(sa.select(*STATE_COLUMNS).where(runs.c.run_id == run_id)).one_or_none()
+    row = connection.execute(LOAD, {"wanted": run_id}).one_or_none()
     return None if row is None else _run_row(row)
 
 
 def expired(connection: Connection, now_ms: int, limit: int = 200) -> list[RunRow]:
     """Runs whose lease is over and was not taken back yet."""
-    query = sa.select(*STATE_COLUMNS).where(_leased(), runs.c.expires_at_ms <= now_ms)
-    return [_run_row(row) for row in connection.execute(query.order_by(runs.c.expires_at_ms).limit(limit))]
+    return [_run_row(row) for row in connection.execute(EXPIRED, {"now": now_ms, "count": limit})]
 
 
 def has_expired(connection: Connection, now_ms: int) -> bool:
-    query = sa.select(runs.c.num).where(_leased(), runs.c.expires_at_ms <= now_ms).limit(1)
-    return connection.execute(query).first() is not None
+    return connection.execute(EXPIRED, {"now": now_ms, "count": 1}).first() is not None
 
 
 def waiting(connection: Connection, group: str, offered: Isolation, limit: int) -> Sequence[Row[str, str]]:
     """`run_id, request` of the oldest waiting runs that accept the offered isolation."""
-    query = (
-        sa.select(runs.c.run_id, runs.c.request)
-        .where(
-            runs.c.status == sa.literal_column("'pending'"),  # literal, so that SQLite can use the partial index
-            runs.c.group_name == group,
-            runs.c.least_isolation <= ISOLATION_RANK[offered],
-        )
-        .order_by(runs.c.num)
-        .limit(limit)
-    )
-    return connection.execute(query).all()
+    return connection.execute(WAITING, {"group": group, "rank": ISOLATION_RANK[offered], "count": limit}).all()
 
 
 def save(connection: Connection, row: RunRow, state: RunState, **columns: Any) -> bool:
@@ -136,27 +156,23 @@ def save(connection: Connection, row: RunRow, state: RunState, **columns: Any) -
         "outcome": None if state.outcome is None else codec.dumps(state.outcome).decode(),
         **columns,
     }
-    unchanged = (
-        runs.c.num == row.num,
-        runs.c.status == row.state.status.value,
-        runs.c.epoch == row.state.epoch,
-    )
-    return connection.execute(sa.update(runs).where(*unchanged).values(values)).rowcount == 1
+    before = {"decided_num": row.num, "decided_status": row.state.status.value, "decided_epoch": row.state.epoch}
+    return connection.execute(SAVE, values | before).rowcount == 1
 
 
 def forget_secrets(connection: Connection, num: int) -> None:
-    connection.execute(sa.delete(run_secrets).where(run_secrets.c.run_num == num))
+    connection.execute(FORGET_SECRETS, {"num": num})
 
 
 def secrets_of(connection: Connection, num: int) -> dict[str, str]:
-    text = connection.execute(sa.select(run_secrets.c.secrets).where(run_secrets.c.run_num == num)).scalar()
+    text = connection.execute(SECRETS, {"num": num}).scalar()
     found: dict[str, str] = json.loads(text) if text else {}
     return found
 
 
 def details(connection: Connection, num: int) -> Row[Any]:
     """Every column of one run."""
-    return connection.execute(sa.select(runs).where(runs.c.num == num)).one()
+    return connection.execute(DETAILS, {"wanted": num}).one()
 
 
 def page(
@@ -172,16 +188,12 @@ def page(
 
 
 def touch(connection: Connection, num: int, now_ms: int) -> None:
-    connection.execute(sa.update(runs).where(runs.c.num == num).values(last_heartbeat_ms=now_ms))
+    connection.execute(TOUCH, {"wanted": num, "last_heartbeat_ms": now_ms})
 
 
 def extend_all_leases(connection: Connection, expires_at_ms: int) -> int:
     """Give every live lease until then: at a start, since expiries of an earlier process mean nothing to us."""
-    return connection.execute(sa.update(runs).where(_leased()).values(expires_at_ms=expires_at_ms)).rowcount
-
-
-def _leased() -> sa.ColumnElement[bool]:
-    return runs.c.status == sa.literal_column("'running'")
+    return connection.execute(sa.update(runs).where(LEASED).values(expires_at_ms=expires_at_ms)).rowcount
 
 
 def _run_row(row: Row[*tuple[Any, ...]]) -> RunRow:

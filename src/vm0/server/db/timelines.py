@@ -15,14 +15,14 @@ from vm0.contracts.runs import TimelineStep
 from vm0.server.db.schema import timelines
 from vm0.server.domain.timeline import assemble
 
+_row = sqlite_insert(timelines)
+PUT = _row.on_conflict_do_update(index_elements=["run_num", "attempt", "part"], set_={"steps": _row.excluded.steps})
+
 
 def put(connection: Connection, num: int, attempt: int, part: str, steps: Iterable[TimelineStep]) -> None:
     """Replace one part of an attempt."""
     text = json.dumps([codec.encode(step) for step in steps], separators=(",", ":"))
-    row = sqlite_insert(timelines).values(run_num=num, attempt=attempt, part=part, steps=text)
-    connection.execute(
-        row.on_conflict_do_update(index_elements=["run_num", "attempt", "part"], set_={"steps": row.excluded.steps})
-    )
+    connection.execute(PUT, {"run_num": num, "attempt": attempt, "part": part, "steps": text})
 
 
 def of_runs(connection: Connection, nums: Iterable[int]) -> dict[int, tuple[TimelineStep, ...]]:

@@ -7,16 +7,16 @@ import os
 import pathlib
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from vm0.contracts.codec import limited
 from vm0.contracts.webhooks import OkAnswer
 from vm0.server.context import ServerContext
 from vm0.server.errors import bad_request, not_found
-from vm0.server.routing import Call, Caller, RouteSpec, declare
+from vm0.server.routing import Call, Caller, RouteSpec, contract_router, declare
 
-router = APIRouter(tags=["objects"])
+router = contract_router("objects")
 PATH = "/api/objects/{key:path}"
 CHUNK_BYTES = 1024 * 1024  # a trip to a thread per chunk
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 from typing import Any
 
-from fastapi import APIRouter
 from sqlalchemy.engine import Connection, Row
 
 from vm0.contracts import codec
+from vm0.contracts.manifest import ManifestEntry, StorageManifest
 from vm0.contracts.runner import (
     ClaimRequest,
     ExecutionContext,
@@ -17,7 +17,6 @@ from vm0.contracts.runner import (
     Lease,
     LeaseAnswer,
     LeaseRequest,
-    ManifestEntry,
     PollAnswer,
     PollRequest,
     ReleaseAnswer,
@@ -25,7 +24,6 @@ from vm0.contracts.runner import (
     ResumeSession,
     RunnerHeartbeat,
     RunnerList,
-    StorageManifest,
 )
 from vm0.contracts.runs import AgentKind
 from vm0.contracts.storages import StorageType
@@ -38,11 +36,11 @@ from vm0.server.domain.mounts import MountPlan, ResolvedMount
 from vm0.server.notifier import queue_topic, run_topic
 from vm0.server.objects import blob_key, version_key
 from vm0.server.routes.runs import run_id_of
-from vm0.server.routing import Call, Caller, RouteSpec, declare
+from vm0.server.routing import Call, Caller, RouteSpec, contract_router, declare
 from vm0.server.versions import ARCHIVE
 from vm0.server.views import stored_request
 
-router = APIRouter(tags=["runners"])
+router = contract_router("runners")
 RUNNER = (Caller.RUNNER,)
 CANDIDATES = 64  # of the queue's head, to spread pollers over
 
@@ -64,7 +62,7 @@ async def poll(call: Call[PollRequest]) -> PollAnswer:
             )
             if found:
                 chosen = context.offers.pick(found)
-                kind = json.loads(chosen.request).get("cliAgentType")
+                kind = json.loads(chosen.request)["cliAgentType"]
                 return PollAnswer(job=Job(run_id=chosen.run_id, cli_agent_type=AgentKind(kind)))
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or context.notifier.closed:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from sqlalchemy.engine import Connection
 
 from vm0.contracts import codec, names
@@ -19,11 +19,11 @@ from vm0.server.db import events, runs, telemetry
 from vm0.server.domain.events import first_missing
 from vm0.server.errors import not_found
 from vm0.server.notifier import run_topic
-from vm0.server.routing import MIB, Call, Caller, RouteSpec, declare
+from vm0.server.routing import MIB, Call, Caller, RouteSpec, contract_router, declare
 from vm0.server.submit import submit
 from vm0.server.views import run_views
 
-router = APIRouter(tags=["runs"])
+router = contract_router("runs")
 USER = (Caller.USER,)
 
 

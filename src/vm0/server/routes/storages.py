@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import cast
 
-from fastapi import APIRouter
 from sqlalchemy.engine import Connection
 
 from vm0.contracts import names
@@ -21,10 +20,10 @@ from vm0.server import versions
 from vm0.server.db import storages
 from vm0.server.db.storages import Storage, Version
 from vm0.server.errors import bad_request, not_found
-from vm0.server.routing import MIB, Call, Caller, RouteSpec, declare
+from vm0.server.routing import MIB, Call, Caller, RouteSpec, contract_router, declare
 from vm0.server.tokens import UserPrincipal
 
-router = APIRouter(tags=["storages"])
+router = contract_router("storages")
 USER = (Caller.USER,)
 
 

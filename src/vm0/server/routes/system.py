@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from vm0.contracts.webhooks import OkAnswer
-from vm0.server.routing import Call, Caller, RouteSpec, declare
+from vm0.server.routing import Call, Caller, RouteSpec, contract_router, declare
 
-router = APIRouter(tags=["system"])
+router = contract_router("system")
 
 
 @declare(router, RouteSpec(method="GET", path="/healthz", callers=(Caller.ANYONE,), answer=OkAnswer))

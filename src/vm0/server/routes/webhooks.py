@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from fastapi import APIRouter
 from sqlalchemy.engine import Connection
 
 from vm0.contracts import codec
@@ -32,10 +31,10 @@ from vm0.server.db.runs import RunRow
 from vm0.server.errors import ApiError, bad_request, lease_lost
 from vm0.server.notifier import run_topic
 from vm0.server.objects import blob_key
-from vm0.server.routing import LARGE_BYTES, MIB, Call, Caller, RouteSpec, declare
+from vm0.server.routing import LARGE_BYTES, MIB, Call, Caller, RouteSpec, contract_router, declare
 from vm0.server.tokens import SandboxPrincipal
 
-router = APIRouter(tags=["webhooks"])
+router = contract_router("webhooks")
 SANDBOX = (Caller.SANDBOX,)
 BASE = "/api/webhooks/agent"
 
