@@ -1,8 +1,9 @@
 """The queue between the CLI's output and the API: numbered events in order, bounded in memory and on disk.
 
 `put` never waits: what does not fit into memory goes to unnamed files in the run's directory, in segments that are
-given back as soon as they are read. Beyond the limit of those, events are dropped; their numbers are used up, so the
-gap is visible to every reader, and `dropped` counts them.
+given back as soon as they are read. Beyond the limit of those, or of one run's events in all (an agent that floods
+must not fill the control plane either), the queue has overflowed for good: a reader shows no event behind a gap, so all
+that follow are dropped. Their numbers are used up and `dropped` counts them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections import deque
 MEMORY_EVENTS = 10_000
 MEMORY_BYTES = 16 * 1024 * 1024  # with the batch that is being sent
 SPILL_BYTES = 256 * 1024 * 1024
+RUN_EVENTS = 2_000_000
+RUN_BYTES = 512 * 1024 * 1024
 SEGMENT_BYTES = 8 * 1024 * 1024
 BATCH_EVENTS = 500  # the contract's limit for one POST
 BATCH_BYTES = 1024 * 1024
@@ -68,10 +71,13 @@ class EventQueue:
         memory_events: int = MEMORY_EVENTS,
         memory_bytes: int = MEMORY_BYTES,
         spill_bytes: int = SPILL_BYTES,
+        run_events: int = RUN_EVENTS,
+        run_bytes: int = RUN_BYTES,
     ) -> None:
         self._directory = directory
         self._keep = keep
         self._memory_events, self._memory_bytes, self._spill_bytes = memory_events, memory_bytes, spill_bytes
+        self._run_events, self._bytes_left = run_events, run_bytes
         self._changed = threading.Condition()
         self._memory: deque[bytes] = deque()
         self._held_bytes = 0  # in memory, the batch in flight included
@@ -90,14 +96,15 @@ class EventQueue:
             self.event_count += 1
             if not self._keep:
                 return True
-            if self._closed or not (self._put_memory(data) or self._put_spill(data)):
+            if not self._takes(data) or not (self._put_memory(data) or self._put_spill(data)):
                 self.dropped += 1
                 return False
+            self._bytes_left -= len(data)
             self._changed.notify_all()
             return True
 
     def drop(self, count: int) -> None:
-        """Use up numbers for events that the caller does not even make, because the queue is full."""
+        """Use up numbers for events that the caller does not even make, because the queue has overflowed."""
         with self._changed:
             self.event_count += count
             if self._keep:
@@ -138,6 +145,10 @@ class EventQueue:
             self._changed.notify_all()
 
     @property
+    def overflowed(self) -> bool:
+        return self.dropped > 0
+
+    @property
     def finished(self) -> bool:
         """Closed, and everything taken and settled."""
         with self._changed:
@@ -160,6 +171,10 @@ class EventQueue:
                 self._segments.popleft().close()
             self._changed.notify_all()
             return lost
+
+    def _takes(self, data: bytes) -> bool:
+        within = self.event_count <= self._run_events and len(data) <= self._bytes_left
+        return within and not self._closed and not self.dropped
 
     def _put_memory(self, data: bytes) -> bool:
         if self._segments or not self._fits(len(data)):

@@ -35,6 +35,27 @@ class LineSplitter:
         self._extend(rest)
         return lines
 
+    def feed_tail(self, chunk: bytes, keep: int) -> tuple[int, list[Line]]:
+        """Like `feed`, but of many complete lines only about the last `keep`; how many others there were.
+
+        For floods: it costs a search, not an object per line.
+        """
+        start = len(chunk)
+        for _ in range(keep + 1):
+            start = chunk.rfind(b"\n", 0, start)
+            if start < 0:
+                return 0, self.feed(chunk)
+        self._partial.clear()
+        self._cut = 0
+        return chunk.count(b"\n", 0, start + 1), self.feed(chunk[start + 1 :])
+
+    def feed_edges(self, chunk: bytes) -> list[Line]:
+        """Like `feed`, but without the lines that both start and end in the chunk."""
+        first, last = chunk.find(b"\n"), chunk.rfind(b"\n")
+        if first < 0:
+            return self.feed(chunk)
+        return self.feed(chunk[: first + 1]) + self.feed(chunk[last + 1 :])
+
     def finish(self) -> list[Line]:
         """The last line, if the stream ended without a newline."""
         return [self._take()] if self._partial or self._cut else []

@@ -103,7 +103,15 @@ class Transcript:
     def feed(self, stream: str, chunk: bytes) -> None:
         if stream == "stdout":
             self._agent_log.write(chunk)
-        self._lines(stream, self._splitters[stream].feed(chunk))
+        splitter = self._splitters[stream]
+        if not self._command and stream == "stdout" and b"{" not in chunk:  # no event starts here
+            lines = splitter.feed_edges(chunk)
+        elif self._command and self._queue.overflowed:
+            skipped, lines = splitter.feed_tail(chunk, STDERR_TAIL_LINES if stream == "stderr" else 0)
+            self._queue.drop(skipped)
+        else:
+            lines = splitter.feed(chunk)
+        self._lines(stream, lines)
 
     def finish(self, stream: str) -> None:
         self._lines(stream, self._splitters[stream].finish())
@@ -120,22 +128,22 @@ class Transcript:
         return "\n".join(self._tail)
 
     def _lines(self, stream: str, lines: list[Line]) -> None:
-        for index, line in enumerate(lines):
+        for line in lines:
             if stream == "stderr":
                 self._stderr_line(line)
-            if not self._command:
-                if stream == "stdout":
-                    self._event_line(line)
-            elif not self._output_line(stream, line):
-                # the queue is full: a flood is only counted, so that it can pass at full speed
-                self._queue.drop(len(lines) - index - 1)
-                return
+            if self._command:
+                self._output_line(stream, line)
+            elif stream == "stdout":
+                self._event_line(line)
 
-    def _output_line(self, stream: str, line: Line) -> bool:
+    def _output_line(self, stream: str, line: Line) -> None:
+        if self._queue.overflowed:
+            self._queue.drop(1)
+            return
         event: dict[str, object] = {"type": "output", "stream": stream, "text": self._text(line)}
         if line.cut:
             event["cut_bytes"] = line.cut
-        return self._put(event)
+        self._put(event)
 
     def _text(self, line: Line) -> str:
         """The line as masked text. At a cut, a secret that is only half there goes as well."""
@@ -170,15 +178,16 @@ class Transcript:
         self.result_text = text if isinstance(text, str) else self.result_text
         self.result_is_error = bool(event.get("is_error")) or event.get("subtype") != "success"
 
-    def _put(self, event: dict[str, object]) -> bool:
+    def _put(self, event: dict[str, object]) -> None:
         if self._first_event.acquire(blocking=False) and self._api_start_time_ms is not None:
             self._operations.record("api_to_cli_init", time.time() * 1000 - self._api_start_time_ms, True)
         try:
-            masked = self._masker.dumps(event)
+            if self._queue.overflowed:  # a flood passes at full speed: its events are counted, not made
+                self._queue.drop(1)
+            else:
+                self._queue.put(self._masker.dumps(event))
         except (ValueError, RecursionError):  # a number beyond what JSON can say
             self._odd("an event cannot be written as JSON again; it is left out")
-            return True
-        return self._queue.put(masked)
 
     def _stderr_line(self, line: Line) -> None:
         text = self._text(line)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -94,8 +95,19 @@ def test_beyond_the_disk_limit_events_are_dropped_and_counted(tmp_path: pathlib.
     queue.drop(5)
     assert queue.event_count == 1005
     assert [e["sequenceNumber"] for e in take_all(queue)] == list(range(kept))
-    assert queue.put(event(1000))  # there is room again; its number shows the gap
-    assert take_all(queue)[0]["sequenceNumber"] == 1005
+    assert not queue.put(event(1000))  # there is room again, but nobody sees what is behind the gap
+    assert queue.pending == 0 and queue.overflowed
+
+
+@pytest.mark.parametrize("limit", [{"run_events": 5}, {"run_bytes": 5 * 60}])
+def test_a_run_has_only_so_many_events(tmp_path: pathlib.Path, limit: dict[str, Any]) -> None:
+    queue = EventQueue(str(tmp_path), **limit)
+    kept = 0
+    for number in range(100):  # the API takes each at once, so the queue is never full
+        kept += queue.put(event(number))
+        queue.take(0)
+        queue.settle()
+    assert kept == 5 and queue.dropped == 95 and queue.overflowed
 
 
 def test_a_full_disk_drops_events(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

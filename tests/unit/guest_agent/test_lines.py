@@ -21,6 +21,20 @@ def test_lines_do_not_depend_on_the_chunks(chunks: list[bytes], limit: int) -> N
     assert splitter.finish() == []
 
 
+@given(st.binary(max_size=40).map(lambda b: b.replace(b"x", b"\n")), st.integers(0, 4))
+def test_the_tail_of_a_chunk_counts_every_line(chunk: bytes, keep: int) -> None:
+    splitter = LineSplitter()
+    splitter.feed(b"begun ")
+    skipped, lines = splitter.feed_tail(chunk, keep)
+    assert skipped + len(lines) == chunk.count(b"\n")
+    whole = LineSplitter()
+    expected = [line.data for line in whole.feed(b"begun " + chunk)]
+    assert [line.data for line in lines] == expected[skipped:]
+    assert len(lines) >= min(keep, len(expected))
+    if skipped:
+        assert [line.data for line in splitter.finish()] == [line.data for line in whole.finish()]
+
+
 def test_a_line_without_end_is_held_to_its_limit_only() -> None:
     splitter = LineSplitter(1000)
     for _ in range(1000):

@@ -166,5 +166,19 @@ def test_standard_error_is_bounded_and_masked(tmp_path: pathlib.Path) -> None:
 def test_a_full_queue_lets_a_flood_pass(tmp_path: pathlib.Path) -> None:
     recorded = Recorded(tmp_path, "command")
     recorded.queue._memory_events, recorded.queue._spill_bytes = 10, 0
-    recorded.say(b"line\n" * 1000)
-    assert recorded.queue.event_count == 1000 and recorded.queue.dropped == 990
+    for _ in range(10):
+        recorded.transcript.feed("stdout", b"line\n" * 1000 + b"li")
+    recorded.say(b"ne\n" * 3).say(b"err\n" * 500 + b"last", "stderr")
+    assert recorded.queue.event_count == 10_000 + 3 + 501
+    assert recorded.queue.dropped == recorded.queue.event_count - 10
+    assert recorded.transcript.stderr_tail().endswith("err\nlast")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50, 1000])
+def test_noise_around_events_in_any_chunks(tmp_path: pathlib.Path, size: int) -> None:
+    data = b'no\nise\n{"type":"a"}\nmore\n\nnoise {"type":"x"}\n  {"type":"b",\n{"type":"c"}\nnoise\nnoise'
+    recorded = Recorded(tmp_path)
+    for start in range(0, len(data), size):
+        recorded.transcript.feed("stdout", data[start : start + size])
+    recorded.transcript.finish("stdout")
+    assert [e["type"] for e in recorded.events()] == ["a", "c"]
