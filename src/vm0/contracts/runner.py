@@ -10,6 +10,7 @@ import dataclasses
 
 from vm0.contracts import names
 from vm0.contracts.codec import JsonObject, limited
+from vm0.contracts.manifest import StorageManifest
 from vm0.contracts.runs import AgentKind, Isolation, TimelineStep
 
 RUNNER_ID = {"pattern": names.UUID, "pattern_means": names.UUID_MEANS}
@@ -55,25 +56,6 @@ class Lease:
 
     epoch: int
     ttl_seconds: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestEntry:
-    """A version to fill `mount_path` with; no URL: an empty folder."""
-
-    mount_path: str = limited(pattern=names.ABSOLUTE_PATH, pattern_means=names.ABSOLUTE_PATH_MEANS, max_bytes=4096)
-    archive_url: str | None = None
-    vas_storage_name: str | None = None
-    vas_version_id: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StorageManifest:
-    """Everything `guest_download` has to fetch."""
-
-    storages: tuple[ManifestEntry, ...] = ()
-    artifact: ManifestEntry | None = None
-    memory: ManifestEntry | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

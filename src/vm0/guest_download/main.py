@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from vm0.archive.tree import Owner
 from vm0.contracts import codec
-from vm0.contracts.runner import StorageManifest
+from vm0.contracts.manifest import StorageManifest
 from vm0.guest_common import environment
 from vm0.guest_common.http import ApiClient
 from vm0.guest_common.log import DOWNLOAD_TAG, Log, describe, die, system_log

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Sequence
 
-from vm0.contracts.runner import ManifestEntry, StorageManifest
+from vm0.contracts.manifest import ManifestEntry, StorageManifest
 
 
 class ItemKind(enum.Enum):

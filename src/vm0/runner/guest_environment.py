@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vm0.contracts import codec
-from vm0.contracts.runner import ExecutionContext, ManifestEntry, StorageManifest
+from vm0.contracts.manifest import ManifestEntry, StorageManifest
+from vm0.contracts.runner import ExecutionContext
 
 HOME = "/home/user"
 USER = "user"

@@ -13,7 +13,6 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from vm0.guest_bundle import GuestBundle, build_bundle
 from vm0.sandbox import BackendUnavailable, IsolationTier, Sandbox, SandboxConfig, SandboxError
@@ -59,9 +58,7 @@ class ProcessSandboxFactory:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         for sandbox in list(self._sandboxes.values()):
             await self.destroy(sandbox)
         if self._cgroup is not None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vm0.contracts import codec
-from vm0.contracts.runner import StorageManifest
+from vm0.contracts.manifest import StorageManifest
 from vm0.guest_download.plan import Item, ItemKind, next_ready, overlap, plan_items, shown_url
 from vm0.guest_download.schedule import WORKERS, run_all
 

@@ -12,7 +12,8 @@ import pytest
 from tests.support.fake_backend import Call, Signalled
 from tests.support.fake_control_plane import SANDBOX_TOKEN, FakeRun
 from tests.unit.runner.conftest import Bench
-from vm0.contracts.runner import ManifestEntry, ResumeSession, StorageManifest
+from vm0.contracts.manifest import ManifestEntry, StorageManifest
+from vm0.contracts.runner import ResumeSession
 from vm0.contracts.runs import Isolation, Outcome, OutcomeKind, RunStatus
 from vm0.contracts.webhooks import CompleteRequest
 from vm0.sandbox import Reason, SandboxOperationError, StartError

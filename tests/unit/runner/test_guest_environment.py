@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from vm0.contracts import codec
-from vm0.contracts.runner import ExecutionContext, Lease, ManifestEntry, ResumeSession, StorageManifest
+from vm0.contracts.manifest import ManifestEntry, StorageManifest
+from vm0.contracts.runner import ExecutionContext, Lease, ResumeSession
 from vm0.contracts.runs import AgentKind, Isolation
 from vm0.guest_agent import payload as guest_payload
 from vm0.guest_agent.session import project_folder
