@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import tempfile
 
+from vm0.archive.entries import Cause
 from vm0.archive.errors import ArchiveError
 from vm0.archive.extract import Report, extract, member_path
 from vm0.archive.members import Gunzip, Limits, TarReader
@@ -70,6 +71,12 @@ def _write(archive: pathlib.Path | None, folder: pathlib.Path, source: Uploaded 
             present = _members(archive)
     except ArchiveError as exc:
         raise CliError(f"the checkpoint's archive cannot be unpacked into {folder}: {exc}", hint=exc.hint) from exc
+    conflicts = [f"  {item.name}: {item.reason}" for item in report.skipped if item.cause is Cause.CONFLICT]
+    if conflicts:
+        raise CliError(
+            f"not everything could be written to {folder}:\n" + "\n".join(conflicts),
+            hint="move these out of the way; `vm0 run --resume RUN --output DIR true` writes the folder again",
+        )
     removed = kept = 0
     if source is not None and same_folder(source.folder, folder):
         removed, kept = _remove_deleted(folder, source, present)

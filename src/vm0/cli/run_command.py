@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pathlib
 import secrets
 import sys
 
@@ -58,10 +59,12 @@ async def _interruptible(options: RunOptions, settings: Settings, progress: Prog
         progress.ended(ended)
         if result:
             progress.data(result)
-        if options.output is not None:
-            await _write_output(client, ended, options, source, progress)
-        if options.json:
-            JsonProgress.print_run(ended)
+        try:
+            if options.output is not None:
+                await _write_output(client, ended, options.output, source, progress)
+        finally:
+            if options.json:
+                JsonProgress.print_run(ended)
         return exit_code(ended)
 
 
@@ -201,13 +204,12 @@ async def _cancel(client: ApiClient, run_id: str, progress: Progress) -> None:
 
 
 async def _write_output(
-    client: ApiClient, run: RunView, options: RunOptions, source: Uploaded | None, progress: Progress
+    client: ApiClient, run: RunView, output: pathlib.Path, source: Uploaded | None, progress: Progress
 ) -> None:
-    assert options.output is not None
     if run.checkpoint is None:
-        progress.note(f"the run left no checkpoint; {options.output} is as it was")
+        progress.note(f"the run left no checkpoint; {output} is as it was")
         return
-    written = await write_output(client, run.checkpoint, options.output, source)
+    written = await write_output(client, run.checkpoint, output, source)
     removed = f", removed {written.removed} that the run deleted" if written.removed else ""
     progress.note(f"wrote {written.files} files to {written.folder}{removed}")
     if written.kept:

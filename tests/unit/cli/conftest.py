@@ -123,14 +123,14 @@ class ScriptedRunner:
 
     def __init__(self, served: Served, group: str = "vm0/default") -> None:
         self._served, self._group = served, group
-        self._identity = {"runner_id": str(uuid.uuid4()), "boot_id": str(uuid.uuid4())}
+        self._runner_id, self._boot_id = str(uuid.uuid4()), str(uuid.uuid4())
         self.context: ExecutionContext | None = None
 
     async def claim(self) -> ExecutionContext:
         poll = PollRequest(group=self._group, wait_seconds=20)
         job = loads(PollAnswer, await self._post("/api/runners/poll", poll)).job
         assert job is not None, "no run was queued"
-        claim = ClaimRequest(**self._identity, runner_name="scripted")
+        claim = ClaimRequest(runner_id=self._runner_id, boot_id=self._boot_id, runner_name="scripted")
         text = await self._post(f"/api/runners/jobs/{job.run_id}/claim", claim)
         self.context = loads(ExecutionContext, text)
         return self.context
@@ -138,7 +138,11 @@ class ScriptedRunner:
     async def lease(self, *steps: TimelineStep, agent_started: bool = True) -> LeaseAnswer:
         context = self._claimed
         lease = LeaseRequest(
-            **self._identity, epoch=context.lease.epoch, agent_started=agent_started, timeline=tuple(steps)
+            runner_id=self._runner_id,
+            boot_id=self._boot_id,
+            epoch=context.lease.epoch,
+            agent_started=agent_started,
+            timeline=tuple(steps),
         )
         return loads(LeaseAnswer, await self._post(f"/api/runners/jobs/{context.run_id}/lease", lease))
 
@@ -192,7 +196,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 async def eventually(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
     """Wait for something another process does and nobody announces."""
     async with asyncio.timeout(limit_s):
-        while not holds():  # noqa: ASYNC110 - the other side is a process
+        while not holds():
             await asyncio.sleep(0.02)
     assert holds(), what
 

@@ -176,6 +176,30 @@ async def _stored_as(client: ApiClient, folder: pathlib.Path, name: str) -> Chec
     return CheckpointView(checkpoint_id="c", artifact_name=name, artifact_version=prepared.version_id)
 
 
+async def test_what_is_in_the_way_is_named(client: ApiClient, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    uploaded = await upload(client, folder, KIND, pytest.fail)
+    out = tmp_path / "out"
+    (out / "README" / "inner").mkdir(parents=True)
+    with pytest.raises(CliError, match=r"(?s)not everything could be written.*README"):
+        await write_output(client, checkpoint(uploaded), out, uploaded)
+    assert (out / "README" / "inner").is_dir()
+    assert (out / "src" / "run.sh").exists()
+
+
+async def test_links_cannot_lead_the_output_elsewhere(
+    client: ApiClient, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """A link where the version has a folder, planted in the output, is not followed."""
+    uploaded = await upload(client, folder, KIND, pytest.fail)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "src").symlink_to(elsewhere)
+    with pytest.raises(CliError, match="src"):
+        await write_output(client, checkpoint(uploaded), out, uploaded)
+    assert list(elsewhere.iterdir()) == []
+
+
 async def test_a_run_without_artifact_has_no_output(client: ApiClient, tmp_path: pathlib.Path) -> None:
     with pytest.raises(CliError, match="no artifact"):
         await write_output(client, CheckpointView(checkpoint_id="c"), tmp_path / "out", None)

@@ -263,3 +263,16 @@ async def test_folders_are_uploaded_and_mounted(
     code, _, stderr = await running
     assert code == 0
     assert f"vm0: {folder}: 3 files, version " in stderr
+
+
+async def test_the_run_is_printed_even_if_its_output_cannot_be_written(
+    cli: Cli, served: Served, runner: ScriptedRunner, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ["run", "--json", "--artifact", str(folder), "--output", str(tmp_path / "out"), "do it"]
+    running = asyncio.create_task(cli.run(*words, **served.variables))
+    await runner.claim()
+    await runner.complete(EXITED)  # its checkpoint has no artifact
+    code, stdout, stderr = await running
+    assert code == 125
+    assert json_lines(stdout)[-1]["status"] == "completed"
+    assert "error: the run has no artifact" in stderr
