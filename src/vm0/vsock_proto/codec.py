@@ -149,7 +149,7 @@ def sequence(limit: int, *items: Field) -> Any:
     def decode(reader: Reader) -> tuple[Any, ...]:
         count = reader.integer(4)
         if count > limit or count > reader.remaining:  # every item takes at least one byte
-            raise RemoteProtocolError(f"{count} items announced; the field takes {limit}")
+            raise RemoteProtocolError(f"{count} items in {reader.remaining} bytes; the field takes {limit}")
         if single:
             return tuple(items[0].decode(reader) for _ in range(count))
         return tuple(tuple(item.decode(reader) for item in items) for _ in range(count))
