@@ -54,7 +54,9 @@ class FrameDecoder:
             grown = bytearray(max(needed, len(self._buffer)))
             grown[: self._end - self._start] = self._view[self._start : self._end]
             self._adopt(grown)
-        elif len(self._buffer) - self._start < needed or len(self._buffer) - self._end < len(self._buffer) // 4:
+        elif self._start and (
+            len(self._buffer) - self._start < needed or len(self._buffer) - self._end < len(self._buffer) // 4
+        ):  # from the start there is nothing to move: a frame that drips in would be copied for each byte
             size = self._end - self._start
             self._buffer[:size] = bytes(self._view[self._start : self._end])
             self._start, self._end = 0, size
