@@ -131,6 +131,7 @@ class FakeProcess:
         self._ended = asyncio.create_task(self._end(), name="fake-end")
 
     async def _run(self, program: Program) -> int:
+        await self._sandbox.factory.note(f"running {self._request.argv[2]}")
         return await program(self.call)
 
     async def _end(self) -> ExecResult:
@@ -224,7 +225,7 @@ class FakeSandbox:
 
     async def pass_(self, operation: str) -> None:
         """Where faults happen: record, hang or fail."""
-        self.factory.operations.append(operation)
+        await self.factory.note(operation)
         if operation in self.factory.hang:
             await asyncio.Event().wait()
         await asyncio.sleep(0)
@@ -343,7 +344,7 @@ class FakeFactory:
         self.written: dict[str, bytes] = {}  # by path in the run's own world
         self.sandboxes: list[FakeSandbox] = []
         self.live: dict[str, FakeSandbox] = {}
-        self.created = asyncio.Condition()
+        self.changed = asyncio.Condition()
         self.enforces_timeout = True  # False: a guest that ignores the time limit of a command
 
     async def __aenter__(self) -> FakeFactory:
@@ -362,8 +363,6 @@ class FakeFactory:
             raise SandboxOperationError("create", Reason.HOST, f"sandbox {config.sandbox_id} exists")
         self.sandboxes.append(sandbox)
         self.live[config.sandbox_id] = sandbox
-        async with self.created:
-            self.created.notify_all()
         return sandbox
 
     async def destroy(self, sandbox: Sandbox) -> None:
@@ -375,8 +374,12 @@ class FakeFactory:
     def describe(self) -> Mapping[str, str]:
         return {}
 
-    async def sandbox(self, index: int) -> FakeSandbox:
-        """The sandbox that was created as number `index`, when it is there."""
-        async with self.created:
-            await self.created.wait_for(lambda: len(self.sandboxes) > index)
-        return self.sandboxes[index]
+    async def note(self, operation: str) -> None:
+        async with self.changed:
+            self.operations.append(operation)
+            self.changed.notify_all()
+
+    async def reached(self, operation: str) -> None:
+        """Wait until this operation was begun; `running guest-agent` is the begin of a program."""
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(lambda: operation in self.operations)

@@ -8,6 +8,7 @@ answers nonsense, `slow:<seconds>` is late.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 import uuid
@@ -109,8 +110,10 @@ class FakeControlPlane:
     async def until(self, condition: Any, limit_s: float = 20.0) -> None:
         """Wait for something that is true after some call."""
         async with asyncio.timeout(limit_s):
-            async with self.changed:
-                await self.changed.wait_for(condition)
+            while not condition():
+                with contextlib.suppress(TimeoutError):  # leases expire without any call
+                    async with asyncio.timeout(0.1), self.changed:
+                        await self.changed.wait()
 
     def add_object(self, data: bytes, key: str = "history") -> tuple[str, str]:
         """(path-absolute signed address, SHA-256) of a stored object."""
@@ -151,11 +154,13 @@ class FakeControlPlane:
             raise Refusal(ErrorCode.NOT_FOUND)
         return run
 
-    def expire(self) -> None:
+    def expire(self) -> bool:
+        """Take expired leases back, as the server's housekeeping does; False, for use in conditions."""
         for run in self.runs.values():
             run.state, ending = leases.expire(run.state, self._now())
             if run.state.status.terminal and ending is not Ending.KEPT:
                 run.over.set()
+        return False
 
     def _now(self) -> int:
         return time.monotonic_ns() // 1_000_000

@@ -35,6 +35,7 @@ from vm0.sandbox import Ended, ExecRequest, Sandbox, SandboxConfig, SandboxFacto
 
 log = logging.getLogger(__name__)
 
+REPORT_PATIENCE_S = 300.0  # for a report the server does not take although it renews the lease
 OUTPUT_TAIL_BYTES = 2048  # of a failed guest-download, for the timeline
 
 
@@ -105,9 +106,18 @@ class Execution:
                 await asyncio.wait({delivery}, timeout=self._limits.report_s)
         finally:
             await self._destroy()
-            if delivery is not None and not delivery.done():  # worth waiting as long as the lease is renewed
-                await asyncio.wait({delivery, lease}, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait_for(delivery, lease)
             await unwind(lease)
+
+    async def _wait_for(self, delivery: asyncio.Task[str] | None, lease: asyncio.Task[None]) -> None:
+        """A report that is still under way is worth a renewed lease; not if the runner is told to end."""
+        if delivery is None or delivery.done():
+            return
+        stop = asyncio.create_task(self._interruption.wait(), name="report-stop")
+        try:
+            await asyncio.wait({delivery, lease, stop}, timeout=REPORT_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await unwind(stop)
 
     async def _ending(self) -> JournalRecord | None:
         try:

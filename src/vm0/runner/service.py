@@ -69,6 +69,7 @@ class Runner:
         self._draining = True
         if self._discovery is not None:
             self._discovery.stop()
+            self._status.set_mode("draining")
         self._nudge.set()
 
     def cancel(self) -> None:
@@ -125,7 +126,12 @@ class Runner:
             control_plane=control_plane,
             bridge=await stack.enter_async_context(Bridge(config.server_url)),
             reporter=Reporter(
-                control_plane, self._state.spool, isolation=isolation, failpoints=config.failpoints, clock=clock
+                control_plane,
+                self._state.spool,
+                isolation=isolation,
+                failpoints=config.failpoints,
+                clock=clock,
+                retry_min_s=config.poll_retry_min_s,
             ),
             state=self._state,
             status=self._status,
@@ -158,15 +164,14 @@ class Runner:
     async def _work(self, host: ExecutorHost) -> None:
         if self._discovery is None:
             raise RunnerError("the runner was not started")
-        if self._draining:  # told to stop while it was starting
-            self._discovery.stop()
         discovery = asyncio.create_task(self._discovery.run(), name="discovery")
         heartbeats = asyncio.create_task(self._heartbeats(host), name="heartbeats")
         self._status.set_mode("running")
+        if self._draining:  # told to stop while it was starting
+            self.drain()
         self.ready.set()
         try:
             await discovery
-            self._status.set_mode("draining")
             while self._executions:
                 await asyncio.wait(self._executions)
         finally:

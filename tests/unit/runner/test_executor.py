@@ -252,7 +252,7 @@ async def test_cancel_before_the_agent(bench: Bench, operation) -> None:
     run = bench.plane.add_run(storage_manifest=MANIFEST)
     limits = dataclasses.replace(bench.config().limits, create_s=30, start_s=30, storages_s=30)
     async with bench.runner(limits=limits):
-        await bench.plane.until(lambda: operation in bench.factory.operations)
+        await bench.factory.reached(operation)
         run.state = dataclasses.replace(run.state, cancel_requested=True)
         await bench.plane.until(run.over.is_set)
     assert run.state.status is RunStatus.CANCELLED
@@ -266,7 +266,7 @@ async def test_cancel_while_the_agent_runs(bench: Bench, agent) -> None:
     bench.plane.ttl_s = 0.6
     run = bench.plane.add_run()
     async with bench.runner():
-        await bench.plane.until(lambda: "start_process" in bench.factory.operations)
+        await bench.factory.reached("running guest-agent")
         run.state = dataclasses.replace(run.state, cancel_requested=True)
         await bench.plane.until(run.over.is_set)
     report = run.completions[0]
@@ -281,7 +281,7 @@ async def test_cancel_of_a_guest_that_does_not_react_kills_the_sandbox(bench: Be
     bench.plane.ttl_s = 0.6
     run = bench.plane.add_run()
     async with bench.runner():
-        await bench.plane.until(lambda: "start_process" in bench.factory.operations)
+        await bench.factory.reached("running guest-agent")
         run.state = dataclasses.replace(run.state, cancel_requested=True)
         await bench.plane.until(run.over.is_set)
     assert outcome_of(run).kind is OutcomeKind.CANCELLED
@@ -294,9 +294,9 @@ async def test_a_lost_lease_kills_the_sandbox_and_writes_nothing(bench: Bench) -
     bench.plane.ttl_s = 0.6
     run = bench.plane.add_run()
     async with bench.runner():
-        await bench.plane.until(lambda: "start_process" in bench.factory.operations)
+        await bench.factory.reached("running guest-agent")
         run.state = dataclasses.replace(run.state, epoch=run.state.epoch + 1)
-        sandbox = await bench.factory.sandbox(0)
+        sandbox = bench.factory.sandboxes[0]
         async with asyncio.timeout(10):
             await sandbox.death.wait()
     assert run.completions == [] and run.releases == []
@@ -308,11 +308,11 @@ async def test_an_unreachable_server_fences_only_at_the_deadline(bench: Bench) -
     bench.plane.ttl_s = 0.9
     run = bench.plane.add_run()
     async with bench.runner():
-        await bench.plane.until(lambda: "start_process" in bench.factory.operations)
+        await bench.factory.reached("running guest-agent")
         bench.plane.faults["lease"] = ["500"] * 1000
         loop = asyncio.get_running_loop()
         last_renewal = loop.time()
-        sandbox = await bench.factory.sandbox(0)
+        sandbox = bench.factory.sandboxes[0]
         async with asyncio.timeout(10):
             await sandbox.death.wait()
         assert 0.25 < loop.time() - last_renewal < 0.9
