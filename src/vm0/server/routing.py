@@ -157,7 +157,10 @@ async def _serve(spec: RouteSpec, handler: Handler, request: Request) -> Respons
 
 
 async def _decoded(spec: RouteSpec, handler: Handler, call: Call[None]) -> Any:
-    data = await call.reader.whole(spec.max_body_bytes)
+    try:
+        data = (await call.reader.whole(spec.max_body_bytes)).decode()  # `json` would take UTF-16 as well
+    except UnicodeDecodeError:
+        raise bad_request("", "the body is not UTF-8") from None
     contract = cast("type[Any]", spec.body)
     if len(data) > LARGE_BYTES:
         body = await call.context.in_thread(codec.loads, contract, data)
