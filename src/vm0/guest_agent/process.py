@@ -90,7 +90,10 @@ class AgentProcess:
         return thread
 
     def _wait(self) -> None:
-        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return  # `close` reaped it first: nobody waits for the message any more
         if ended is not None:
             by_itself = ended.si_code == os.CLD_EXITED
             self._messages.post(inbox.EXITED, (ended.si_status, None) if by_itself else (None, ended.si_status))

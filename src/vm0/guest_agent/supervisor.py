@@ -96,9 +96,7 @@ class Supervisor:
             if at.term_at is not None:
                 self._process.signal_group(signal.SIGKILL)  # the rest of the group gets no second grace
         elif kind == inbox.STREAMS_ENDED:
-            at.streams_ended = True
-            if at.exited_at is None:
-                self._log.info("agent closed its output; waiting for its exit")
+            at.streams_ended = True  # it may go on without output: its exit counts
         elif kind == inbox.RESULT and at.result_at is None:
             at.result_at = time.monotonic()
         elif kind == inbox.STOP:

@@ -104,8 +104,8 @@ def test_the_history_of_the_session(sandbox: GuestSandbox, api: FakeApi) -> None
         assert len([r for r in api.received if r.method == "PUT"]) == 1  # content-addressed
         assert len(api.checkpoints) == count
     digest = hashlib.sha256(text.encode()).hexdigest()
-    checkpoint = api.checkpoints[0]
-    assert (checkpoint.cli_agent_session_id, checkpoint.cli_agent_session_history_hash) == (SESSION, digest)
+    for checkpoint in api.checkpoints:
+        assert (checkpoint.cli_agent_session_id, checkpoint.cli_agent_session_history_hash) == (SESSION, digest)
     assert api.objects[f"blobs/{digest}.blob"] == text.encode()
     assert next(r for r in api.received if r.method == "PUT").content_type == "application/octet-stream"
 

@@ -7,8 +7,7 @@ import signal
 import pytest
 
 from vm0.contracts import codec, runs
-from vm0.guest_agent import outcome, session
-from vm0.guest_agent.metrics import MetricsSampler, cpu_percent, cpu_times, memory_bytes
+from vm0.guest_agent import outcome
 from vm0.guest_agent.outcome import MAX_DETAIL_BYTES, Outcome, failure, last_bytes
 from vm0.guest_agent.supervisor import Ending, plan_outcome
 
@@ -63,66 +62,3 @@ def test_a_detail_keeps_its_end(text: str) -> None:
 
 def test_unknown_signals_have_a_name() -> None:
     assert outcome.signal_name(9) == "SIGKILL" and outcome.signal_name(34 + 3) == "signal 37"
-
-
-STAT = "cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 1 1 1\n"
-
-
-def test_cpu() -> None:
-    assert cpu_times(STAT) == (850, 1000)
-    assert cpu_percent((0, 0), (850, 1000)) == 15.0
-    assert cpu_percent((850, 1000), (850, 1000)) == 0.0
-    assert cpu_percent((850, 1000), (860, 1030)) == 66.67
-    assert cpu_percent((850, 1000), (800, 1030)) == 100.0  # counters of a VM may go back
-
-
-def test_memory() -> None:
-    text = "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\n"
-    assert memory_bytes(text) == (600 * 1024, 1000 * 1024)
-
-
-def test_a_real_sample(tmp_path: pathlib.Path) -> None:
-    import threading
-
-    sample = MetricsSampler(str(tmp_path / "m"), 5, threading.Event()).sample()
-    assert list(sample) == ["ts", "cpu", "mem_used", "mem_total", "disk_used", "disk_total"]
-    assert 0 < sample["mem_used"] < sample["mem_total"]  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("folder", "encoded"),
-    [
-        ("/home/user/workspace", "-home-user-workspace"),
-        ("/a_b.c/d e", "-a-b-c-d-e"),
-        ("/x/é", "-x--"),
-    ],
-)
-def test_the_folder_of_a_project(folder: str, encoded: str) -> None:
-    assert session.project_folder("/h", folder) == f"/h/.claude/projects/{encoded}"
-
-
-@pytest.mark.parametrize(
-    ("event", "found"),
-    [
-        ({"type": "system", "subtype": "init", "session_id": "a-1"}, "a-1"),
-        ({"type": "system", "subtype": "other", "session_id": "a-1"}, None),
-        ({"type": "result", "session_id": "a-1"}, None),
-        ({"type": "system", "subtype": "init"}, None),
-        ({"type": "system", "subtype": "init", "session_id": 7}, None),
-        ({"type": "system", "subtype": "init", "session_id": "../../etc/passwd"}, None),
-        ({"type": "system", "subtype": "init", "session_id": ".."}, None),
-        ({"type": "system", "subtype": "init", "session_id": "a/b"}, None),
-    ],
-)
-def test_session_ids(event: dict[str, object], found: str | None) -> None:
-    assert session.session_id_of(event) == found
-
-
-def test_the_memory_folder_is_linked_once(tmp_path: pathlib.Path) -> None:
-    home, memory = tmp_path / "home", tmp_path / "memory"
-    assert not session.link_memory(str(home), "/w", str(memory))  # it does not exist
-    memory.mkdir()
-    assert session.link_memory(str(home), "/w", str(memory))
-    link = home / ".claude/projects/-w/memory"
-    assert link.is_symlink() and link.resolve() == memory
-    assert not session.link_memory(str(home), "/w", str(memory))
