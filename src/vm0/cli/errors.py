@@ -21,6 +21,7 @@ EXIT_BUG = 3
 EXIT_TIMED_OUT = 124  # as timeout(1)
 EXIT_RUN_FAILURE = 125  # as docker run: it was us, not the command
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as if SIGPIPE had ended us
 REPORT_COMMAND_LENGTH = 4096  # characters kept of the command line; a prompt may be a MiB
 
 # Options whose values may be secret. What follows `=` goes; a bare name is kept, since it says what was meant.
@@ -62,7 +63,7 @@ def guarded(command: Callable[[], int | None], argv: Sequence[str], state_dir: C
         # The reader of our stdout has gone (`vm0 runs ls | head`); the interpreter must not fail again at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + 13
+        return EXIT_BROKEN_PIPE
     except Exception as exc:
         if (expected := as_cli_error(exc)) is not None:
             tell(str(expected), expected.hint)

@@ -24,6 +24,10 @@ def _dispatch(words: Sequence[str]) -> int:
         result = app(list(words), prog_name="vm0", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # typer makes it exit code 1, which may be the agent's
+            raise exc.__context__ from None
+        raise
     except typer.TyperException as exc:
         if exc.exit_code != EXIT_USAGE:
             raise

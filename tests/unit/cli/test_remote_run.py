@@ -97,6 +97,18 @@ async def test_exit_codes(outcome: Outcome, code: int, cli: Cli, served: Served,
     assert (await running)[0] == code
 
 
+async def test_a_reader_that_goes_away_ends_the_command(cli: Cli, served: Served, runner: ScriptedRunner) -> None:
+    process = await cli.start("run", "--agent", "command", "x", **served.variables)
+    await runner.claim()
+    await runner.lease()
+    assert process.stdout is not None
+    process.stdout._transport.close()  # type: ignore[attr-defined]  # the reader's end of the pipe
+    await runner.events({"type": "output", "stream": "stdout", "text": "nobody reads this"})
+    assert (await process.wait()) == 141
+    assert process.stderr is not None
+    assert "Traceback" not in (await process.stderr.read()).decode()
+
+
 async def test_a_gap_in_the_events_is_told(cli: Cli, served: Served, runner: ScriptedRunner) -> None:
     running = asyncio.create_task(cli.run("run", "do it", **served.variables))
     await runner.claim()
