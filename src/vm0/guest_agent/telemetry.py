@@ -11,6 +11,7 @@ import json
 import os
 
 from vm0.contracts import codec, webhooks
+from vm0.guest_agent.events import encoded
 from vm0.guest_agent.metrics import METRICS_NAME
 from vm0.guest_common.http import ATTEMPTS, ApiClient, ApiError, HttpError, LeaseLostError
 from vm0.guest_common.log import SYSTEM_LOG_NAME
@@ -156,7 +157,7 @@ class TelemetryUploader:
         if not upload.cursors and not upload.fields:
             return False
         if upload.fields:
-            body = json.dumps({"runId": self._run_id, **upload.fields}, separators=(",", ":")).encode("ascii")
+            body = encoded(json.dumps({"runId": self._run_id, **upload.fields}, ensure_ascii=False))
             try:
                 self._client.post_json(TELEMETRY_PATH, body, attempts=attempts)
             except HttpError as exc:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vm0.guest_common.operations import Operations
 
 MAX_EVENT_DEPTH = 60  # the contract takes 64, and the event stands inside the request
+MAX_EVENT_BYTES = 1536 * 1024  # of its JSON: control and invalid bytes take more than one; the API takes 2 MiB
 STDERR_TAIL_LINES = 50
 STDERR_LOGGED_BYTES = 256 * 1024
 MAX_ODDITIES_LOGGED = 10
@@ -61,6 +62,11 @@ def depth(value: object) -> int:
     if isinstance(value, list):
         return 1 + max(map(depth, value), default=0)
     return 0
+
+
+def fits(event_json: str) -> bool:
+    """Whether it is small enough to be sent; looks closer only if it could be too large."""
+    return len(event_json) * 4 <= MAX_EVENT_BYTES or len(event_json.encode("utf-8", "replace")) <= MAX_EVENT_BYTES
 
 
 def _refuse_constant(name: str) -> object:
@@ -185,9 +191,21 @@ class Transcript:
             if self._queue.overflowed:  # a flood passes at full speed: its events are counted, not made
                 self._queue.drop(1)
             else:
-                self._queue.put(self._masker.dumps(event))
+                masked = self._masker.dumps(event)
+                self._queue.put(masked if fits(masked) else self._masker.dumps(self._shortened(event)))
         except (ValueError, RecursionError):  # a number beyond what JSON can say
             self._odd("an event cannot be written as JSON again; it is left out")
+
+    def _shortened(self, event: dict[str, object]) -> dict[str, object]:
+        """Something of an event that is too large as JSON: less of an output line, otherwise only a marker."""
+        text = event.get("text")
+        if not self._command or not isinstance(text, str):
+            self._odd(f"an event is beyond the limit of {MAX_EVENT_BYTES} bytes as JSON and is left out")
+            return {"type": "system", "subtype": "line_too_long"}
+        kept = text[: MAX_EVENT_BYTES // 8]  # JSON takes at most six bytes for one character
+        cut = event.get("cut_bytes")
+        cut_bytes = len(text[len(kept) :].encode("utf-8", "replace")) + (cut if isinstance(cut, int) else 0)
+        return {**event, "text": kept, "cut_bytes": cut_bytes}
 
     def _stderr_line(self, line: Line) -> None:
         text = self._text(line)

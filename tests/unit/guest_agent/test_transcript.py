@@ -8,7 +8,7 @@ import pytest
 from vm0.guest_agent import inbox
 from vm0.guest_agent.events import EventQueue
 from vm0.guest_agent.lines import MAX_LINE_BYTES
-from vm0.guest_agent.transcript import MAX_EVENT_DEPTH, Transcript, parse_event
+from vm0.guest_agent.transcript import MAX_EVENT_BYTES, MAX_EVENT_DEPTH, Transcript, parse_event
 from vm0.guest_common.log import Log
 from vm0.guest_common.masking import Masker
 from vm0.guest_common.operations import Operations
@@ -140,6 +140,25 @@ def test_the_lines_of_a_command_are_events(tmp_path: pathlib.Path) -> None:
         {"type": "result", "subtype": "error", "is_error": True, "exit_code": 3},
     ]
     assert recorded.transcript.session_id == "" and recorded.transcript.stderr_tail() == "oops"
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\xff", b"\xf0\x9f\x98\x80", b'"'])
+def test_no_event_is_larger_than_the_api_takes(tmp_path: pathlib.Path, byte: bytes) -> None:
+    line = byte * (MAX_LINE_BYTES // len(byte))
+    recorded = Recorded(tmp_path, "command").say(line + b"\nafter\n")
+    data = []
+    while batch := recorded.queue.take(0):
+        data += batch
+        recorded.queue.settle()
+    assert len(data) == 2 and max(map(len, data)) < MAX_EVENT_BYTES + 100
+    first = json.loads(data[0])
+    assert len(first["text"]) >= MAX_EVENT_BYTES // 8
+    assert set(first["text"]) == {byte.decode("utf-8", "replace")}
+
+
+def test_a_claude_event_too_large_as_json_leaves_a_marker(tmp_path: pathlib.Path) -> None:
+    recorded = Recorded(tmp_path).say(b'{"type":"x","t":"' + b"\xff" * (MAX_LINE_BYTES - 100) + b'"}\n{"type":"y"}\n')
+    assert [(e["type"], e.get("subtype")) for e in recorded.events()] == [("system", "line_too_long"), ("y", None)]
 
 
 @pytest.mark.parametrize("position", range(MAX_LINE_BYTES - 12, MAX_LINE_BYTES + 1))
