@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vm0.guest_common.operations import Operations
 
 MAX_EVENT_DEPTH = 60  # the contract takes 64, and the event stands inside the request
-MAX_EVENT_BYTES = 1536 * 1024  # of its JSON: control and invalid bytes take more than one; the API takes 2 MiB
+MAX_EVENT_BYTES = 1536 * 1024  # of its JSON: control and invalid bytes take more than one
 STDERR_TAIL_LINES = 50
 STDERR_LOGGED_BYTES = 256 * 1024
 MAX_ODDITIES_LOGGED = 10
