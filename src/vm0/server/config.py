@@ -34,7 +34,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "state_dir" and value <= 0:
+            if field.name != "state_dir" and not 0 < value < float("inf"):
                 raise ServerError(f"{field.name} must be greater than 0, not {value}")
 
     @property

@@ -17,6 +17,7 @@ from vm0.server.clock import Clock
 from vm0.server.config import ServerConfig
 from vm0.server.db import runs
 from vm0.server.db.engine import Database
+from vm0.server.errors import ServerError
 from vm0.server.lock import StateLock
 from vm0.server.notifier import Notifier
 from vm0.server.objects import ObjectStore, UrlSigner
@@ -54,6 +55,9 @@ class ServerContext:
             self.objects.remove_stale()
             self.database = Database(config.database_path, config.reader_threads)
             self.database.open()
+        except OSError as exc:
+            self._lock.close()
+            raise ServerError(f"cannot use the state directory {config.state_dir}: {exc.strerror}") from exc
         except BaseException:
             self._lock.close()
             raise

@@ -63,7 +63,10 @@ def create_token(state_dir: pathlib.Path | str, kind: TokenKind, user_id: str = 
     folder = private_dir(pathlib.Path(state_dir)) / "tokens"
     private_dir(folder)
     record = {"kind": kind, "userId": user_id, "createdAtMs": time.time_ns() // 1_000_000}
-    write_private(folder / f"{_digest(token)}.json", json.dumps(record).encode())
+    try:
+        write_private(folder / f"{_digest(token)}.json", json.dumps(record).encode())
+    except OSError as exc:
+        raise ServerError(f"cannot store the token in {folder}: {exc.strerror}") from exc
     return token
 
 
