@@ -9,7 +9,16 @@ from typing import Any
 import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 from sqlalchemy.pool import StaticPool
 
 from vm0.contracts.runner import ClaimRequest, LeaseRequest, ReleaseRequest
@@ -67,8 +76,16 @@ class Queue(RuleBasedStateMachine):
         assert self.attempts[held.run_id] == held.epoch, "an older attempt was written to"
         assert self.owner[held.run_id, held.epoch] == (held.runner_id, held.boot_id)
 
+    @initialize(target=run_ids)
+    def submit_one(self) -> str:
+        return self.submit_with(3)
+
+    @precondition(lambda self: len(self.attempts) < 3)  # few runs, so that much happens to each
     @rule(target=run_ids, attempts=st.integers(1, 3))
     def submit(self, attempts: int) -> str:
+        return self.submit_with(attempts)
+
+    def submit_with(self, attempts: int) -> str:
         run_id = str(uuid.uuid4())
         request = RunRequest(prompt="x", max_attempts=attempts, secrets={"S": "secret"})
         runs.insert(
@@ -85,6 +102,9 @@ class Queue(RuleBasedStateMachine):
 
     @rule(target=held, run_id=run_ids, who=st.sampled_from(RUNNERS))
     def claim(self, run_id: str, who: tuple[str, str]) -> Any:
+        return self.claim_as(run_id, who)
+
+    def claim_as(self, run_id: str, who: tuple[str, str]) -> Any:
         request = ClaimRequest(runner_id=who[0], boot_id=who[1])
         try:
             row = queue.claim(self.connection, run_id, request, self.times)
@@ -99,6 +119,9 @@ class Queue(RuleBasedStateMachine):
 
     @rule(held=held, started=st.booleans(), forged=st.booleans())
     def renew(self, held: Held, started: bool, forged: bool) -> None:
+        self.renew_as(held, started, forged)
+
+    def renew_as(self, held: Held, started: bool, forged: bool) -> None:
         boot_id = str(uuid.UUID(int=99)) if forged else held.boot_id
         request = LeaseRequest(runner_id=held.runner_id, boot_id=boot_id, epoch=held.epoch, agent_started=started)
         try:
@@ -145,6 +168,9 @@ class Queue(RuleBasedStateMachine):
         observed = (
             Outcome(kind=OutcomeKind.CANCELLED) if cancelled else Outcome(kind=OutcomeKind.EXITED, exit_code=code)
         )
+        self.report(held, observed)
+
+    def report(self, held: Held, observed: Outcome) -> None:
         request = CompleteRequest(run_id=held.run_id, outcome=observed)
         row = queue.existing(self.connection, held.run_id)
         try:
@@ -157,7 +183,7 @@ class Queue(RuleBasedStateMachine):
             return
         self.accepted(held)
         if status is RunStatus.COMPLETED:
-            assert code == 0 and checkpoints.find(self.connection, row.num) is not None
+            assert observed.exit_code == 0 and checkpoints.find(self.connection, row.num) is not None
 
     @rule(run_id=run_ids)
     def cancel(self, run_id: str) -> None:
@@ -166,6 +192,21 @@ class Queue(RuleBasedStateMachine):
     @rule(by_ms=st.sampled_from([1, TTL_MS // 2, TTL_MS + 1]))
     def time_passes(self, by_ms: int) -> None:
         self.now_ms += by_ms
+
+    @rule(target=held, old=held, who=st.sampled_from(RUNNERS), started=st.booleans())
+    def lose_and_claim_again(self, old: Held, who: tuple[str, str], started: bool) -> Any:
+        """The way into most trouble: the old holder is cut off, somebody else gets the run, both go on."""
+        self.renew_as(old, started=started, forged=False)
+        self.now_ms += TTL_MS + 1
+        self.take_back()
+        return self.claim_as(old.run_id, who)
+
+    @rule(held=held)
+    def report_late(self, held: Held) -> None:
+        """Everything an old holder may still send, at once."""
+        self.renew_as(held, started=False, forged=False)
+        self.write(held)
+        self.report(held, Outcome(kind=OutcomeKind.EXITED, exit_code=1))
 
     @rule()
     def take_back(self) -> None:
@@ -194,4 +235,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=80, stateful_step_count=40, deadline=None, report_multiple_bugs=False)
