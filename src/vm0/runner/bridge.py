@@ -113,15 +113,15 @@ class Bridge:
                 del self._listeners[key]
                 await listener.close()
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        manager = request.protocol._manager  # the listener this connection came to; None once it is gone
-        guest = manager.guest_of(request.transport) if isinstance(manager, Listener) else None
+    async def _serve(self, listener: Listener, request: web.BaseRequest) -> web.StreamResponse:
+        guest = listener.guest_of(request.transport)
         if guest is None:
             return error_answer(403, ErrorCode.FORBIDDEN, "no run is registered for this connection")
         route = judge(request.method, request.raw_path)
         if isinstance(route, Denial):
-            extra = {"action": "bridge_denied", "run_id": guest.run_id}
-            log.info("denied %s: %s", request.method, route.message, extra=extra)
+            if guest.may_log():
+                extra = {"action": "bridge_denied", "run_id": guest.run_id}
+                log.info("denied %s: %s", request.method, route.message, extra=extra)
             return error_answer(route.status, route.code, route.message)
         if (request.content_length or 0) > route.max_body_bytes:
             return error_answer(413, ErrorCode.PAYLOAD_TOO_LARGE, f"the limit is {route.max_body_bytes} bytes")
@@ -137,8 +137,9 @@ class Bridge:
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as exc:
             if request.writer.output_size > 0:
                 raise ConnectionError("the answer broke off") from exc
-            extra = {"action": "bridge_upstream_failed", "run_id": guest.run_id}
-            log.warning("server did not answer a guest: %s", type(exc).__name__, extra=extra)
+            if guest.may_log():
+                extra = {"action": "bridge_upstream_failed", "run_id": guest.run_id}
+                log.warning("server did not answer a guest: %s", type(exc).__name__, extra=extra)
             return error_answer(502, ErrorCode.UNAVAILABLE, "the server does not answer; try again")
 
     async def _forward(self, request: web.BaseRequest, route: Route, guest: Guest) -> web.StreamResponse:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ MAX_CONNECTIONS = 64  # of one guest; the guest programs use fewer than ten
 MAX_WHOLE_BODIES = 8  # of one guest at a time, 8 MiB each: what it can make the runner hold
 HEADER_LIMIT_S = 15.0  # for the head of a request, and between two requests of a connection
 CLOSE_LIMIT_S = 5.0
+MAX_LOG_LINES = 50  # about one guest
 ONLY_GUEST = ""  # the peer name of every connection to a Unix socket
 
 
@@ -33,6 +35,12 @@ class Guest:
         self.run_id, self.token = run_id, token
         self.whole_bodies = asyncio.Semaphore(MAX_WHOLE_BODIES)
         self.transports: set[asyncio.Transport] = set()
+        self._lines_left = MAX_LOG_LINES
+
+    def may_log(self) -> bool:
+        """A guest decides how often it is refused; it must not decide how much we log."""
+        self._lines_left -= 1
+        return self._lines_left >= 0
 
 
 class BridgeConnection(web.RequestHandler):
@@ -55,9 +63,9 @@ class BridgeConnection(web.RequestHandler):
 class Listener(web.Server):
     """One listening socket and the guests that may use it, by peer address."""
 
-    def __init__(self, handler: Any) -> None:
+    def __init__(self, serve: Callable[[Listener, web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         super().__init__(
-            handler,
+            functools.partial(serve, self),
             handler_cancellation=True,  # a guest that is gone ends its request upstream as well
             access_log=None,
             auto_decompress=False,  # bodies pass as they are

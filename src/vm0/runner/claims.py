@@ -27,6 +27,7 @@ from vm0.runner.phases import unwind
 log = logging.getLogger(__name__)
 
 CLAIM_PATIENCE_S = 60.0  # then the lease, if there is one, is left to expire
+TAKEN_MIN_S, TAKEN_MAX_S = 0.002, 1.0  # after a claim somebody else got: runners in step would race for each run
 SOMEBODY_ELSE = {ErrorCode.CONFLICT, ErrorCode.NOT_FOUND}
 
 
@@ -83,6 +84,7 @@ class Discovery:
         self._clock: Clock = clock or BootClock()
         self._stop = asyncio.Event()
         self._start_failures = Backoff(retry_min_s, retry_max_s)
+        self._taken = Backoff(TAKEN_MIN_S, TAKEN_MAX_S)
         self._paused_until = 0.0
 
     @property
@@ -146,6 +148,7 @@ class Discovery:
             except Refused as exc:
                 if exc.code in SOMEBODY_ELSE:
                     log.info("%s", exc, extra={"action": "claim_taken", "run_id": run_id})
+                    await self._unless_stopped(self._clock.sleep(self._taken.next_s()))
                     return None
                 raise
             except ControlPlaneUnavailable as exc:
@@ -157,6 +160,7 @@ class Discovery:
             if context.run_id != run_id:
                 raise RunnerError(f"the claim of run {run_id} was answered with run {context.run_id!r}")
             extra = {"action": "run_claimed", "run_id": run_id, "epoch": context.lease.epoch}
+            self._taken.reset()
             log.info("run claimed, attempt %d", context.attempt, extra=extra)
             return Claim(context, asked_at)
 

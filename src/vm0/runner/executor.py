@@ -105,6 +105,7 @@ class Execution:
                 delivery = await self._host.reporter.submit(report, self._journal)
                 await asyncio.wait({delivery}, timeout=self._limits.report_s)
         finally:
+            await self._silence()
             await self._destroy()
             await self._wait_for(delivery, lease)
             await unwind(lease)
@@ -322,11 +323,13 @@ class Execution:
             await self._undone("bridge", self._host.bridge.unregister(self._link))
 
     async def _destroy(self) -> None:
-        await self._silence()
-        if self._sandbox is not None:
+        async def destroy(sandbox: Sandbox) -> None:
             await self._fp("executor.before_destroy")
-            await self._undone("destroy", self._host.factory.destroy(self._sandbox))
+            await self._host.factory.destroy(sandbox)
             await self._fp("executor.after_destroy")
+
+        if self._sandbox is not None:
+            await self._undone("destroy", destroy(self._sandbox))
 
     async def _undone(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """Undo something, within its limit; a failure is logged and left to the reconciliation at the next start."""

@@ -14,18 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vm0.contracts.errors import ErrorCode
-from vm0.contracts.runner import LeaseRequest
+from vm0.contracts.runner import LeaseAnswer, LeaseRequest
 from vm0.contracts.runs import TimelineStep
 from vm0.runner.clock import BootClock, Clock
 from vm0.runner.control_plane import ControlPlane, ControlPlaneUnavailable, LeaseLost, Refused
 from vm0.runner.interruption import Interruption, StopCause
+from vm0.runner.phases import unwind
 
 log = logging.getLogger(__name__)
 
 RENEW_PART = 1 / 3
 ACT_PART = 2 / 3
 LONGEST_SLEEP_S = 1.0  # so that a host that was suspended notices within a second that its lease is over
-RETRY_PART = 1 / 30  # of the ttl, after a renewal without an answer
+RETRY_PART = 1 / 30  # of the ttl, after a renewal that failed
+HEDGE_PART = 1 / 6  # of the ttl without an answer: try again beside it, one dead connection must not end a lease
+MAX_ATTEMPTS = 3  # at the same time
 GONE = {ErrorCode.NOT_FOUND, ErrorCode.CONFLICT}
 
 
@@ -59,6 +62,7 @@ class LeaseKeeper:
         self._clock: Clock = clock or BootClock()
         self.epoch = epoch
         self._agent_started = False
+        self._marked = asyncio.Event()
         self._lost: StopCause | None = None
         self._ttl_s = ttl_s
         self._act_until = asked_at + ttl_s * ACT_PART
@@ -91,32 +95,41 @@ class LeaseKeeper:
         lasts. Whatever it raises, the server may know it as started: the run can then not be released any more.
         """
         self._agent_started = True
-        while self.held:
-            if await self._renew() and self.held:
-                return
-            await self._clock.sleep(self._retry_s())
-        self._fence(StopCause.LEASE_EXPIRED)
-        raise LeaseLost(f"the lease of run {self._run_id} ended before its agent could start")
+        await self._attempt_until(self._marked.is_set)
+        if self._lost is None and not self.held:
+            self._fence(StopCause.LEASE_EXPIRED)
+        if not self.held:
+            raise LeaseLost(f"the lease of run {self._run_id} ended before its agent could start")
 
     async def _renew_always(self) -> None:
-        while self._lost is None:
+        while self.held:
             wait_s = self._renew_at - self._clock.now()
             if wait_s > 0:
                 await self._clock.sleep(min(wait_s, LONGEST_SLEEP_S))
-                continue
-            try:
-                renewed = await self._renew()
-            except Exception:
-                log.exception("lease renewal failed", extra={"action": "lease_bug", "run_id": self._run_id})
-                renewed = False
-            if not renewed:
-                await self._clock.sleep(self._retry_s())
+            else:
+                await self._attempt_until(self._not_due)
 
-    def _retry_s(self) -> float:
-        return min(1.0, self._ttl_s * RETRY_PART)
+    def _not_due(self) -> bool:
+        return self._renew_at > self._clock.now()
 
-    async def _renew(self) -> bool:
-        """One try. A renewal whose answer comes after the deadline does not revive the lease."""
+    async def _attempt_until(self, done: Callable[[], bool]) -> None:
+        """Try to renew until `done` or the lease is over; an attempt without an answer is not waited for alone."""
+        attempts: set[asyncio.Task[None]] = set()
+        try:
+            while self.held and not done():
+                attempts.add(asyncio.create_task(self._renew(), name=f"renew-{self._run_id}"))
+                _, attempts = await asyncio.wait(
+                    attempts, timeout=self._ttl_s * HEDGE_PART, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done() and self.held:
+                    await self._clock.sleep(min(1.0, self._ttl_s * RETRY_PART))
+                if len(attempts) >= MAX_ATTEMPTS:
+                    _, attempts = await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await unwind(*attempts)
+
+    async def _renew(self) -> None:
+        """One try; never raises. A renewal whose answer comes after the deadline does not revive the lease."""
         asked_at, act_until = self._clock.now(), self._act_until
         request = LeaseRequest(
             runner_id=self._identity.runner_id,
@@ -130,24 +143,27 @@ class LeaseKeeper:
             answer = await self._control_plane.renew(self._run_id, request)
         except LeaseLost:
             self._fence(StopCause.LEASE_LOST)
-            return False
         except Refused as exc:
             if exc.code in GONE:
                 self._fence(StopCause.LEASE_LOST)
             else:  # a token being replaced, for example: worth trying until the deadline
                 log.error("%s", exc, extra=extra)
-            return False
         except ControlPlaneUnavailable as exc:
             log.warning("%s", exc, extra=extra)
-            return False
-        if self._lost is not None or self._clock.now() >= max(act_until, self._act_until):
-            return False
+        except Exception:
+            log.exception("lease renewal failed", extra=extra)
+        else:
+            if self._lost is None and self._clock.now() < max(act_until, self._act_until):
+                self._renewed(asked_at, request, answer)
+
+    def _renewed(self, asked_at: float, request: LeaseRequest, answer: LeaseAnswer) -> None:
         self._ttl_s = answer.ttl_seconds
         self._act_until = max(self._act_until, asked_at + answer.ttl_seconds * ACT_PART)
         self._renew_at = max(self._renew_at, asked_at + answer.ttl_seconds * RENEW_PART)
+        if request.agent_started:
+            self._marked.set()
         if answer.cancel_requested:
             self._interruption.request(StopCause.CANCEL_REQUESTED)
-        return True
 
     def _fence(self, cause: StopCause) -> None:
         if self._lost is None:

@@ -227,6 +227,8 @@ class Runner:
             except RunnerError as exc:
                 log.log(logging.DEBUG if failed else logging.WARNING, "%s", exc, extra={"action": "heartbeat_failed"})
                 failed = True
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._state.prune_logs, self._config.kept_logs)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.heartbeat_s):
                     await self._changed_mode()

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from vm0.contracts.errors import ErrorCode
 from vm0.contracts.runner import LeaseAnswer, LeaseRequest
+from vm0.runner.clock import BootClock
 from vm0.runner.control_plane import ControlPlane, ControlPlaneUnavailable, LeaseLost, Refused
 from vm0.runner.interruption import Interruption, StopCause
 from vm0.runner.leases import LeaseKeeper, RunnerIdentity
@@ -142,6 +143,33 @@ async def test_an_answer_after_the_deadline_does_not_revive_it(kept: Kept) -> No
     await kept.clock.advance(30)
     assert not kept.held()
     assert kept.cause() is StopCause.LEASE_EXPIRED
+
+
+async def test_one_dead_connection_does_not_end_it() -> None:
+    """By the real clock: the first renewal is never answered, the next one goes out beside it."""
+
+    class Stalling:
+        def __init__(self) -> None:
+            self.requests = 0
+
+        async def renew(self, run_id: str, request: LeaseRequest) -> LeaseAnswer:
+            self.requests += 1
+            if self.requests == 1:
+                await asyncio.Event().wait()
+            return LeaseAnswer(ttl_seconds=1.2)
+
+    server, interruption = Stalling(), Interruption()
+    keeper = LeaseKeeper(
+        cast(ControlPlane, server), IDENTITY, RUN_ID, epoch=1, ttl_s=1.2, asked_at=BootClock().now(),
+        interruption=interruption,
+    )  # fmt: skip
+    task = asyncio.create_task(keeper.keep())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.5):
+            await interruption.wait()
+    assert keeper.held and server.requests >= 3
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_suspended_host_notices_within_a_second(kept: Kept) -> None:

@@ -330,7 +330,7 @@ async def test_a_failure_at_any_step_ends_or_retries_the_run(bench: Bench, name:
         return 0
 
     bench.factory.programs["guest-agent"] = agent
-    bench.plane.ttl_s = 0.6
+    bench.plane.ttl_s = 1.5
     run = bench.plane.add_run(max_attempts=2)
     config = bench.config(failpoints=make_failpoints(f"{name}=raise"))
     async with running_runner(config, bench.factory):
@@ -338,7 +338,7 @@ async def test_a_failure_at_any_step_ends_or_retries_the_run(bench: Bench, name:
             await bench.plane.until(lambda: ("poll" if name.startswith("claims") else "lease") in bench.plane.calls)
         else:
             await bench.plane.until(run.over.is_set)
-    async with bench.runner():  # the next start completes what is left
+    async with bench.runner(shutdown_report_s=20.0):  # the next start completes what is left
         await bench.plane.until(lambda: bench.plane.expire() or run.over.is_set())
     assert run.state.status.terminal and agents <= 1
     assert bench.left_over() == []
