@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 HEADER = 9
 MIN_BODY = 5
+READ_SIZE = 64 * 1024  # held by every link, and enough for all but bulk data
+FRAMES_AHEAD = 8  # a link with larger frames gets room for so many: their cut-off ends are moved less often
 
 
 class Frame:
@@ -39,7 +41,7 @@ class FrameDecoder:
     handed over, every later call raises again.
     """
 
-    def __init__(self, read_size: int = 512 * 1024) -> None:
+    def __init__(self, read_size: int = READ_SIZE) -> None:
         self._buffer = bytearray(read_size)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
@@ -50,15 +52,15 @@ class FrameDecoder:
         needed = self._frame_size() or HEADER
         if self._start == self._end:
             self._start = self._end = 0
-        if needed > len(self._buffer):  # a rare big frame: grow once to hold it, up to the protocol's limit
-            grown = bytearray(max(needed, len(self._buffer)))
+        if needed > len(self._buffer):  # at most a few times in the life of a link
+            grown = bytearray(max(needed, min(needed * FRAMES_AHEAD, MAX_BODY)))
             grown[: self._end - self._start] = self._view[self._start : self._end]
             self._adopt(grown)
         elif self._start and (
             len(self._buffer) - self._start < needed or len(self._buffer) - self._end < len(self._buffer) // 4
         ):  # from the start there is nothing to move: a frame that drips in would be copied for each byte
             size = self._end - self._start
-            self._buffer[:size] = bytes(self._view[self._start : self._end])
+            self._view[:size] = self._view[self._start : self._end]  # moves what overlaps, too; no third copy
             self._start, self._end = 0, size
         return self._view[self._end :]
 
