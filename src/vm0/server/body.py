@@ -11,6 +11,7 @@ from vm0.contracts.errors import ErrorCode
 from vm0.server.errors import ApiError, bad_request
 
 CHUNK_TIMEOUT_S = 60.0  # a sender that is silent for this long is gone
+BODY_TIMEOUT_S = 120.0  # for a whole JSON body; large ones are few at a time, so nobody may sit on a place
 DRAIN_BYTES = 64 * 1024 * 1024  # unread body that is swallowed so that an early error answer arrives
 DRAIN_TIMEOUT_S = 10.0
 
@@ -44,7 +45,12 @@ class BodyReader:
                 yield data
 
     async def whole(self, limit: int) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks(limit)])
+        """All of it, for JSON; raises ApiError if that takes longer than `BODY_TIMEOUT_S`."""
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return b"".join([chunk async for chunk in self.chunks(limit)])
+        except TimeoutError:
+            raise bad_request("body", f"did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
     async def drain(self) -> None:
         """Swallow what was not read, within limits."""

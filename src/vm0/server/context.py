@@ -29,7 +29,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 DISK_THREADS = 8  # object store I/O and large JSON
-LARGE_BODIES = 8  # bodies above 1 MiB that are in memory at once
+LARGE_BODIES = 4  # bodies above 1 MiB that are in memory at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import AsyncIterator
@@ -37,11 +38,11 @@ async def fetch(call: Call[None]) -> Response:
     context.signer.check("GET", key, dict(call.request.query_params))
     path = context.objects.path(key)
     try:
-        descriptor, size = await context.in_thread(_open, path)
+        file, size = await context.in_thread(_open, path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise not_found("object") from None
     return StreamingResponse(
-        _pieces(context, descriptor, size),
+        _pieces(context, file, size),
         media_type="application/octet-stream",
         headers={"content-length": str(size)},
     )
@@ -72,24 +73,18 @@ async def store(call: Call[None]) -> OkAnswer:
     return OkAnswer()
 
 
-def _open(path: pathlib.Path) -> tuple[int, int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    status = os.fstat(descriptor)
-    if not os.path.isfile(path):
-        os.close(descriptor)
-        raise IsADirectoryError(path)
-    return descriptor, status.st_size
+def _open(path: pathlib.Path) -> tuple[io.FileIO, int]:
+    file = io.FileIO(path)  # refuses directories
+    return file, os.fstat(file.fileno()).st_size
 
 
-async def _pieces(context: ServerContext, descriptor: int, size: int) -> AsyncIterator[bytes]:
+async def _pieces(context: ServerContext, file: io.FileIO, size: int) -> AsyncIterator[bytes]:
     """Objects never change in place, so the size stays right however long this takes."""
-    try:
+    with file:
         offset = 0
         while offset < size:
-            data = await context.in_thread(os.pread, descriptor, min(CHUNK_BYTES, size - offset), offset)
+            data = await context.in_thread(os.pread, file.fileno(), min(CHUNK_BYTES, size - offset), offset)
             if not data:
                 return
             offset += len(data)
             yield data
-    finally:
-        os.close(descriptor)

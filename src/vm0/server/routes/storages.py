@@ -35,7 +35,7 @@ USER = (Caller.USER,)
         callers=USER,
         body=PrepareRequest,
         answer=PrepareAnswer,
-        max_body_bytes=128 * MIB,
+        max_body_bytes=64 * MIB,
     ),
 )
 async def prepare(call: Call[PrepareRequest]) -> PrepareAnswer:
@@ -51,7 +51,7 @@ async def prepare(call: Call[PrepareRequest]) -> PrepareAnswer:
         callers=USER,
         body=CommitRequest,
         answer=CommitAnswer,
-        max_body_bytes=128 * MIB,
+        max_body_bytes=64 * MIB,
     ),
 )
 async def commit(call: Call[CommitRequest]) -> CommitAnswer:

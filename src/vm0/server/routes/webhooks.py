@@ -233,7 +233,7 @@ async def complete(call: Call[CompleteRequest]) -> CompleteAnswer:
         callers=SANDBOX,
         body=PrepareRequest,
         answer=PrepareAnswer,
-        max_body_bytes=128 * MIB,
+        max_body_bytes=64 * MIB,
     ),
 )
 async def prepare(call: Call[PrepareRequest]) -> PrepareAnswer:
@@ -249,7 +249,7 @@ async def prepare(call: Call[PrepareRequest]) -> PrepareAnswer:
         callers=SANDBOX,
         body=CommitRequest,
         answer=CommitAnswer,
-        max_body_bytes=128 * MIB,
+        max_body_bytes=64 * MIB,
     ),
 )
 async def commit(call: Call[CommitRequest]) -> CommitAnswer:
