@@ -1,4 +1,4 @@
-"""Wakes long polls in this process: a topic is a run id (`run/...`) or a queue (`group/...`).
+"""Wakes long polls in this process: a topic is a run (`run/...`), a queue (`group/...`) or a runner (`runner/...`).
 
 A waiter subscribes *before* it looks at the database, so nothing that happens in between is missed.
 """
@@ -12,6 +12,10 @@ from collections.abc import Iterator
 
 def run_topic(run_id: str) -> str:
     return f"run/{run_id}"
+
+
+def runner_topic(runner_id: str) -> str:
+    return f"runner/{runner_id}"
 
 
 def queue_topic(group: str) -> str:

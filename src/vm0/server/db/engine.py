@@ -66,8 +66,10 @@ class Database:
         _check_file(self._path)
         try:
             self._migrate()
-        except (DBAPIError, OSError) as exc:
+        except BaseException as exc:
             self._writer_engine.dispose()
+            if not isinstance(exc, (DBAPIError, OSError)):
+                raise
             raise ServerError(
                 f"cannot open the database {self._path}: {exc.orig if isinstance(exc, DBAPIError) else exc}",
                 hint="is the disk full or read-only? nothing was changed",

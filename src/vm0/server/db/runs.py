@@ -138,6 +138,14 @@ def has_expired(connection: Connection, now_ms: int) -> bool:
     return connection.execute(EXPIRED, {"now": now_ms, "count": 1}).first() is not None
 
 
+def cancelled_of(connection: Connection, runner_id: str) -> list[str]:
+    """Runs that this runner executes and whose user asked for their end."""
+    query = sa.select(runs.c.run_id).where(
+        runs.c.status == RunStatus.RUNNING.value, runs.c.runner_id == runner_id, runs.c.cancel_requested
+    )
+    return list(connection.scalars(query))
+
+
 def waiting(connection: Connection, group: str, offered: Isolation, limit: int) -> Sequence[Row[str, str]]:
     """`run_id, request` of the oldest waiting runs that accept the offered isolation."""
     return connection.execute(WAITING, {"group": group, "rank": ISOLATION_RANK[offered], "count": limit}).all()

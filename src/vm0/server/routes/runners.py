@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -11,6 +12,8 @@ from sqlalchemy.engine import Connection, Row
 from vm0.contracts import codec
 from vm0.contracts.manifest import ManifestEntry, StorageManifest
 from vm0.contracts.runner import (
+    CancellationsAnswer,
+    CancellationsRequest,
     ClaimRequest,
     ExecutionContext,
     Job,
@@ -33,7 +36,7 @@ from vm0.server.context import Change, ServerContext
 from vm0.server.db import runs
 from vm0.server.db.runs import SessionRef
 from vm0.server.domain.mounts import MountPlan, ResolvedMount
-from vm0.server.notifier import queue_topic, run_topic
+from vm0.server.notifier import queue_topic, run_topic, runner_topic
 from vm0.server.objects import blob_key, version_key
 from vm0.server.routes.runs import run_id_of
 from vm0.server.routing import Call, Caller, RouteSpec, contract_router, declare
@@ -113,6 +116,33 @@ async def renew(call: Call[LeaseRequest]) -> LeaseAnswer:
     run_id, times = run_id_of(call), call.context.times()
     state = await call.context.database.write(lambda c: queue.renew(c, run_id, call.body, times))
     return LeaseAnswer(ttl_seconds=call.context.config.lease_ttl_s, cancel_requested=state.cancel_requested)
+
+
+@declare(
+    router,
+    RouteSpec(
+        method="POST",
+        path="/api/runners/cancellations",
+        callers=RUNNER,
+        body=CancellationsRequest,
+        answer=CancellationsAnswer,
+    ),
+)
+async def cancellations(call: Call[CancellationsRequest]) -> CancellationsAnswer:
+    """Runs of this runner that shall end; with `waitSeconds`, waits for the first that it does not know of."""
+    context, request = call.context, call.body
+    deadline = asyncio.get_running_loop().time() + request.wait_seconds
+    with context.notifier.subscribed(runner_topic(request.runner_id)) as cancelled:
+        while True:
+            cancelled.clear()
+            asked = await context.database.read(lambda connection: runs.cancelled_of(connection, request.runner_id))
+            new = tuple(run_id for run_id in asked if run_id not in request.known)
+            left = deadline - asyncio.get_running_loop().time()
+            if new or left <= 0 or context.notifier.closed:
+                return CancellationsAnswer(run_ids=new)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await cancelled.wait()
 
 
 @declare(

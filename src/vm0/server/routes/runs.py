@@ -18,7 +18,7 @@ from vm0.server.context import Change, ServerContext
 from vm0.server.db import events, runs, telemetry
 from vm0.server.domain.events import first_missing
 from vm0.server.errors import not_found
-from vm0.server.notifier import run_topic
+from vm0.server.notifier import run_topic, runner_topic
 from vm0.server.routing import MIB, Call, Caller, RouteSpec, contract_router, declare
 from vm0.server.submit import submit
 from vm0.server.views import run_views
@@ -114,7 +114,7 @@ async def cancel(call: Call[None]) -> RunView:
         row = queue.owned(connection, run_id, call.user_id)
         queue.cancel(connection, row, times)
         (view,) = run_views(connection, [runs.details(connection, row.num)])
-        return Change(view, (run_topic(run_id),))
+        return Change(view, (run_topic(run_id), runner_topic(row.state.runner_id or "")))
 
     return await call.context.change(apply)
 
