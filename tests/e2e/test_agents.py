@@ -68,6 +68,21 @@ async def test_cancel_ends_whatever_the_agent_does(cluster: Cluster, prompt: str
     assert cluster.leftovers() == []
 
 
+@pytest.mark.parametrize("lease_ttl_s", [30.0])
+async def test_a_cancellation_is_heard_at_once_and_not_at_the_next_renewal(cluster: Cluster) -> None:
+    runner = cluster.runner()
+    await runner.start()
+    run = await cluster.api.create_run(command_run("echo on; exec sleep 1000"))
+    async with asyncio.timeout(20):
+        while not (await cluster.api.events(run.run_id, after=-1, wait_s=5)).events:
+            pass
+    started = time.monotonic()
+    await cluster.api.cancel(run.run_id)
+    assert (await cluster.finished(run.run_id)).status is RunStatus.CANCELLED
+    assert time.monotonic() - started < 6, "the next renewal would have come after 10 s"
+    assert await runner.end() == 0
+
+
 @pytest.mark.parametrize(
     ("prompt", "last"),
     [("@orphan-pipe", "result"), ("@hang-after-result-deaf", "result"), ("@no-result", "system")],

@@ -112,6 +112,25 @@ class LeaseAnswer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CancellationsRequest:
+    """Which of my runs shall end? Answers as soon as there is one that is not `known`, or after `wait_seconds`.
+
+    A hint that saves waiting: the renewal of the lease says the same, later.
+    """
+
+    runner_id: str = limited(**RUNNER_ID)
+    known: tuple[str, ...] = limited(tuple, max_length=4096)
+    wait_seconds: float = limited(0.0, minimum=0, maximum=30)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CancellationsAnswer:
+    """Runs of this runner, executing now, whose user asked for their end; those `known` left out."""
+
+    run_ids: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRequest:
     """Give a run back before its agent started: it is queued again at once, if it has attempts left."""
 

@@ -17,6 +17,8 @@ import aiohttp
 from vm0.contracts import codec
 from vm0.contracts.errors import ErrorBody, ErrorCode
 from vm0.contracts.runner import (
+    CancellationsAnswer,
+    CancellationsRequest,
     ClaimRequest,
     ExecutionContext,
     LeaseAnswer,
@@ -75,6 +77,8 @@ class ControlPlane(Protocol):
 
     async def renew(self, run_id: str, request: LeaseRequest) -> LeaseAnswer: ...
 
+    async def cancellations(self, request: CancellationsRequest) -> CancellationsAnswer: ...
+
     async def release(self, run_id: str, request: ReleaseRequest) -> ReleaseAnswer: ...
 
     async def complete(self, request: CompleteRequest) -> CompleteAnswer: ...
@@ -116,6 +120,11 @@ class HttpControlPlane:
 
     async def renew(self, run_id: str, request: LeaseRequest) -> LeaseAnswer:
         return await self._call("lease renewal", job_path(run_id, "lease"), request, LeaseAnswer)
+
+    async def cancellations(self, request: CancellationsRequest) -> CancellationsAnswer:
+        limit_s = request.wait_seconds + CALL_LIMIT_S
+        path = "/api/runners/cancellations"
+        return await self._call("cancellations", path, request, CancellationsAnswer, limit_s=limit_s)
 
     async def release(self, run_id: str, request: ReleaseRequest) -> ReleaseAnswer:
         return await self._call("release", job_path(run_id, "release"), request, ReleaseAnswer)
