@@ -96,8 +96,3 @@ async def test_the_next_attempt_of_a_cancelled_run_is_told_as_well(
     async with asyncio.timeout(5):
         await second.wait()
     assert first.cause is None
-    listener.unwatch(A, second)
-    third = Interruption()
-    listener.watch(A, third)
-    async with asyncio.timeout(5):
-        await third.wait()
