@@ -172,7 +172,7 @@ async def test_status_says_what_runs(bench: Bench) -> None:
     run = bench.plane.add_run(timeout_seconds=1)
     file = bench.folder / "state" / "status.json"
     async with bench.runner(max_concurrent=2):
-        await bench.factory.reached("running guest-agent")
+        await bench.plane.until(lambda: '"agent"' in file.read_text())
         status = json.loads(file.read_text())
         await run.over.wait()
     assert (status["mode"], status["max_concurrent"]) == ("running", 2)
