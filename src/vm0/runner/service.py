@@ -17,6 +17,7 @@ from vm0.contracts.runner import RunnerHeartbeat
 from vm0.contracts.runs import Isolation
 from vm0.runner.backends import make_factory
 from vm0.runner.bridge import Bridge
+from vm0.runner.cancellations import CancellationListener
 from vm0.runner.claims import Claim, Discovery, Slots
 from vm0.runner.clock import BootClock
 from vm0.runner.completion import Reporter
@@ -50,6 +51,7 @@ class Runner:
         self._slots = Slots(config.max_concurrent)
         self._executions: dict[asyncio.Task[None], Interruption] = {}
         self._host: ExecutorHost | None = None
+        self._cancellations: CancellationListener | None = None
         self._discovery: Discovery | None = None
         self._draining = self._cancelling = False
         self._nudge = asyncio.Event()  # the heartbeat has something new to say
@@ -137,6 +139,7 @@ class Runner:
             status=self._status,
             clock=clock,
         )
+        self._cancellations = CancellationListener(control_plane, identity.runner_id)
         self._discovery = Discovery(
             control_plane,
             identity,
@@ -162,11 +165,12 @@ class Runner:
         return self._host
 
     async def _work(self, host: ExecutorHost) -> None:
-        if self._discovery is None:
+        if self._discovery is None or self._cancellations is None:
             raise RunnerError("the runner was not started")
         discovery = asyncio.create_task(self._discovery.run(), name="discovery")
         heartbeats = asyncio.create_task(self._heartbeats(host), name="heartbeats")
         status = asyncio.create_task(self._status.keep(), name="status")
+        cancellations = asyncio.create_task(self._cancellations.run(), name="cancellations")
         self._status.set_mode("running")
         if self._draining:  # told to stop while it was starting
             self.drain()
@@ -179,7 +183,7 @@ class Runner:
             self.cancel()
             if self._executions:
                 await asyncio.wait(self._executions, timeout=CANCEL_LIMIT_S)
-            await unwind(discovery, heartbeats, status, *self._executions)
+            await unwind(discovery, heartbeats, status, cancellations, *self._executions)
 
     def _start(self, claim: Claim) -> None:
         """Take over a claimed run and its slot."""
@@ -192,13 +196,15 @@ class Runner:
             interruption.request(StopCause.RUNNER_STOPPED)
 
     async def _execute(self, claim: Claim, interruption: Interruption) -> None:
-        if self._host is None or self._discovery is None:
+        if self._host is None or self._discovery is None or self._cancellations is None:
             raise RunnerError("the runner was not started")
+        self._cancellations.watch(claim.context.run_id, interruption)
         execution = Execution(self._host, claim, interruption)
         try:
             await execution.execute()
         finally:
             self._discovery.note_start(execution.agent_marked or interruption.cause is not None)
+            self._cancellations.unwatch(claim.context.run_id, interruption)
             self._status.remove(execution.sandbox_id)
 
     def _executed(self, task: asyncio.Task[None]) -> None:
