@@ -17,7 +17,7 @@ from vm0.sandbox_process import ProcessSandboxFactory
 
 TRUE = "/bin/true"
 REQUEST = ExecRequest(argv=(TRUE,))
-BLOCK = 20
+BLOCK = 4
 
 
 async def spawn() -> None:
@@ -37,8 +37,8 @@ async def run(effort: Effort) -> list[Measurement]:
                 lambda: timed(lambda: client.exec(REQUEST), BLOCK),
                 lambda: timed(spawn, BLOCK),
                 lambda: timed(lambda: sandbox.exec(REQUEST), BLOCK),
-                rounds=effort.count(30, 3),
-                warm_up=2,
+                rounds=effort.count(150, 3),
+                warm_up=5,
             )
             containment = factory.describe()["containment"].split(" ")[0]
     return [
