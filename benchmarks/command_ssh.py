@@ -5,7 +5,7 @@ connection to Debian's sshd on the loopback interface, which was started here wi
 (PAM as Debian has it, if we are root): each command is a new channel on the open connection, run by the user's login
 shell. bash would read ~/.bashrc for it, which on some machines takes longer than all else; SHLVL keeps it from that, in
 favour of the baseline. In the detail, `ssh_by_direct_spawn` is what the ratio would be if ours cost nothing beyond
-asyncio's own spawning of the command. Needs `sshd` (package openssh-server); without it the benchmark says so and fails.
+asyncio's own spawning of the command. Needs `sshd` (package openssh-server); without it the benchmark fails, saying so.
 """
 
 from __future__ import annotations
