@@ -73,14 +73,12 @@ class Link:
     def send(self, message: Message, seq: int) -> None:
         """Queue a message and write what the socket takes now. On a lost link: no effect (its operations know)."""
         if not self.lost.done():
-            self._queue.push(*self._connection.frame(message, seq))
-            self._flush()
+            self._push(*self._connection.frame(message, seq))
 
     def send_data(self, flags: int, data: bytes | memoryview, seq: int) -> None:
         """`send` of a *data* message without copying; `data` must not change before it is written."""
         if not self.lost.done():
-            self._queue.push(*self._connection.data_frame(flags, data, seq))
-            self._flush()
+            self._push(*self._connection.data_frame(flags, data, seq))
 
     async def writable(self) -> None:
         """Wait until little enough is queued; returns at once on a lost link."""
@@ -138,6 +136,13 @@ class Link:
         except RemoteProtocolError as exc:
             self.close(f"protocol error: {exc}")
         return None
+
+    def _push(self, *pieces: bytes | memoryview) -> None:
+        self._queue.push(*pieces)
+        if not self._writing:
+            self._flush()
+        elif self._queue.size > HIGH_WATER:
+            self._writable.clear()
 
     def _flush(self) -> None:
         """Write until the socket is full or nothing is left; only this touches the socket's sending side."""
