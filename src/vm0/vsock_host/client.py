@@ -92,12 +92,13 @@ class GuestClient:
             if exc.code == "not_found":
                 return None
             raise
-        return _stat(answer.kind, answer.mode, answer.uid, answer.gid, answer.size, answer.mtime_ns, answer.target)
+        row = (answer.kind, answer.mode, answer.uid, answer.gid, answer.size, answer.mtime_ns, answer.target)
+        return self._stat("stat", row)
 
     async def list_directory(self, path: str) -> list[DirectoryEntry]:
         """Sorted by name; more than 100,000 names are an error (`too_large`)."""
         rows = await DirectoryLister(self._link).run(m.List(path, MAX_NAMES))
-        return [DirectoryEntry(name=row[0], stat=_stat(*row[1:])) for row in rows]
+        return [DirectoryEntry(name=row[0], stat=self._stat("list_directory", row[1:])) for row in rows]
 
     async def quiesce(self) -> int:
         """Close admission; returns the number of operations that still run."""
@@ -132,10 +133,15 @@ class GuestClient:
     async def _request(self, name: str, message: Message, kind: type[A], limit_s: float = ANSWER_S) -> A:
         answer = await Request(self._link, name).answer(message, limit_s)
         if not isinstance(answer, kind):
-            self._link.close(f"protocol error: {type(answer).__name__} does not answer {name}")
-            raise SandboxOperationError(name, Reason.PROTOCOL, f"answered by {type(answer).__name__}")
+            raise self._misbehaved(name, f"{type(answer).__name__} does not answer {name}")
         return answer
 
+    def _stat(self, name: str, row: tuple[int, int, int, int, int, int, str]) -> FileStat:
+        kind, mode, uid, gid, size, mtime_ns, target = row
+        if kind not in KINDS:
+            raise self._misbehaved(name, f"a file of kind {kind}")
+        return FileStat(kind=KINDS[kind], mode=mode, uid=uid, gid=gid, size=size, mtime_ns=mtime_ns, target=target)
 
-def _stat(kind: int, mode: int, uid: int, gid: int, size: int, mtime_ns: int, target: str) -> FileStat:
-    return FileStat(kind=KINDS[kind], mode=mode, uid=uid, gid=gid, size=size, mtime_ns=mtime_ns, target=target)
+    def _misbehaved(self, name: str, what: str) -> SandboxOperationError:
+        self._link.close(f"protocol error: {what}")
+        return SandboxOperationError(name, Reason.PROTOCOL, what)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Awaitable
 from typing import BinaryIO
 
 from vm0.sandbox import Reason, SandboxOperationError
 from vm0.vsock_host.link import Link, guest_error, unexpected
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
+from vm0.vsock_proto.errors import RemoteProtocolError
 from vm0.vsock_proto.flow import ReceiveWindow, SendWindow
 from vm0.vsock_proto.ring import Ring
 
@@ -40,12 +41,15 @@ class _Transfer:
     async def _wait(self) -> None:
         """Until something moved; raises what ended the transfer."""
         self._moved.clear()
+        await self._within_stall_limit(self._moved.wait())
+        self._check()
+
+    async def _within_stall_limit(self, progress: Awaitable[object]) -> None:
         try:
             async with asyncio.timeout(STALL_S):
-                await self._moved.wait()
+                await progress
         except TimeoutError:
             raise SandboxOperationError(self.name, Reason.TIMEOUT, f"no progress for {STALL_S:g} s") from None
-        self._check()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -118,7 +122,7 @@ class FileWriter(_Transfer):
             self._window.spend(len(piece))
             self._link.send_data(0, piece, self._seq)
             view = view[len(piece) :]
-            await self._link.writable()
+            await self._within_stall_limit(self._link.writable())
         self._check()
 
 
@@ -140,24 +144,27 @@ class FileReader(_Transfer):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._window = ReceiveWindow(m.FILE_WINDOW)
-        self._pieces: deque[memoryview] = deque()
         self._ring = Ring(m.FILE_WINDOW)
+        self._unwritten = 0  # bytes in the ring, its newest ones
+        self._left = 0  # of what was asked for: the guest's word for it is not enough, it is our disk that fills
         self._abandoned = False
 
     async def run(self, request: m.ReadFile, out: BinaryIO) -> int:
         """Returns the size; when this raises, `out` holds a part at most."""
+        self._left = request.limit
         self._seq = self._link.begin(self, request, self.name)
         size = 0
         try:
             while True:
-                while not self._pieces and not self._done:
+                while not self._unwritten and not self._done:
                     await self._wait()
                 self._check()
-                if not self._pieces:
+                if not self._unwritten:
                     return size
-                pieces, self._pieces = list(self._pieces), deque()
-                await asyncio.to_thread(out.writelines, pieces)
-                size += self._consumed(pieces)
+                count, self._unwritten = self._unwritten, 0
+                await asyncio.to_thread(out.writelines, self._ring.newest(count))
+                size += count
+                self._consumed(count)
         except BaseException:
             self._abandoned = True
             self._abandon()
@@ -169,8 +176,12 @@ class FileReader(_Transfer):
                 return False
             case m.Data(flags=flags, data=data):
                 self._window.received(len(data))
-                if data and not self._abandoned:
-                    self._pieces += self._ring.put(data)
+                self._left -= len(data)
+                if self._left < 0:
+                    raise RemoteProtocolError("more of a file than was asked for")
+                if not self._abandoned:
+                    self._ring.put(data)
+                    self._unwritten += len(data)
                 self._done = bool(flags & m.LAST)
             case m.Error():
                 return self._fail(guest_error(self.name, message))
@@ -179,12 +190,10 @@ class FileReader(_Transfer):
         self._moved.set()
         return self._done
 
-    def _consumed(self, pieces: list[memoryview]) -> int:
-        size = sum(len(piece) for piece in pieces)
-        credit = self._window.consumed(size)
+    def _consumed(self, count: int) -> None:
+        credit = self._window.consumed(count)
         if credit and not self._done:
             self._link.send(m.Credit(m.FILE, credit), self._seq)
-        return size
 
 
 class DirectoryLister(_Transfer):
@@ -195,8 +204,10 @@ class DirectoryLister(_Transfer):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._rows: list[tuple[str, int, int, int, int, int, int, str]] = []
+        self._limit = 0
 
     async def run(self, request: m.List) -> list[tuple[str, int, int, int, int, int, int, str]]:
+        self._limit = request.limit
         self._seq = self._link.begin(self, request, self.name)
         try:
             while not self._done:
@@ -211,6 +222,8 @@ class DirectoryLister(_Transfer):
         match message:
             case m.Entries(flags=flags, entries=entries):
                 self._rows += entries
+                if len(self._rows) > self._limit:
+                    raise RemoteProtocolError(f"over {self._limit} names")
                 self._done = bool(flags & m.LAST)
             case m.Error():
                 return self._fail(guest_error(self.name, message))

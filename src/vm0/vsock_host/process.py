@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -11,7 +10,7 @@ from vm0.sandbox import Ended, ExecRequest, ExecResult, Reason, SandboxOperation
 from vm0.vsock_host.link import Link, guest_error, unexpected
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
-from vm0.vsock_proto.errors import LocalProtocolError
+from vm0.vsock_proto.errors import LocalProtocolError, RemoteProtocolError
 from vm0.vsock_proto.flow import ReceiveWindow, SendWindow
 
 T = TypeVar("T")
@@ -28,50 +27,56 @@ ENDED = {
 
 
 class GuestStream:
-    """One output stream. With a limit it collects by itself; without, it hands out pieces and gives credit for what
-    was read, so that at most one window is held here."""
+    """One output stream. With a limit it collects by itself, up to that many bytes; without, it hands out what arrived
+    and gives credit for what was read. So at most the limit or one window is held here, whatever the guest sends."""
 
-    def __init__(self, link: Link, number: int, *, collect: bool) -> None:
-        self._link, self._number, self._collect = link, number, collect
+    def __init__(self, link: Link, number: int, limit: int | None) -> None:
+        self._link, self._number, self._limit = link, number, limit
         self._seq = 0
         self._window = ReceiveWindow(m.OUTPUT_WINDOW)
-        self._pieces: deque[bytes] = deque()
+        self._held = bytearray()  # not a list of pieces: a guest that sends single bytes would fill memory with them
         self._arrived = asyncio.Event()
-        self._ended = False
+        self._ended = self._discarding = False
         self._error: SandboxOperationError | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._iterate()
 
     async def read(self) -> bytes:
-        while not self._pieces:
+        while not self._held:
             if self._error is not None:
                 raise self._error
             if self._ended:
                 return b""
             self._arrived.clear()
             await self._arrived.wait()
-        piece = self._pieces.popleft()
-        self._consumed(len(piece))
+        piece = bytes(self._held)
+        self._held.clear()
+        if self._limit is None:
+            self._consumed(len(piece))
         return piece
 
     def collected(self) -> bytes:
-        return b"".join(self._pieces) if self._collect else b""
+        return b"" if self._limit is None else bytes(self._held)
 
     def discard(self) -> None:
         """Nobody will read this: keep nothing, stop nothing."""
-        unread = sum(len(piece) for piece in self._pieces)
-        self._pieces.clear()
-        if not self._collect:
-            self._consumed(unread)
-        self._collect = self._ended = True
+        if self._limit is None:
+            self._consumed(len(self._held))
+        self._held.clear()
+        self._discarding = self._ended = True
 
     def arrived(self, seq: int, data: bytes) -> None:
+        """Raises RemoteProtocolError for more than the credit or the limit."""
         self._seq = seq
         self._window.received(len(data))
-        if not self._ended:
-            self._pieces.append(data)
-        if self._collect:
+        if self._discarding:
+            self._consumed(len(data))
+            return
+        self._held += data
+        if self._limit is not None:
+            if len(self._held) > self._limit:
+                raise RemoteProtocolError(f"over {self._limit} bytes of stream {self._number}")
             self._consumed(len(data))
         self._arrived.set()
 
@@ -101,8 +106,8 @@ class GuestProcess:
         self._stdin_window = SendWindow(m.OUTPUT_WINDOW)
         self._stdin_moved = asyncio.Event()
         self._stdin_closed = not request.stdin_stream
-        self.stdout = GuestStream(link, m.STDOUT, collect=request.stdout_limit is not None)
-        self.stderr = GuestStream(link, m.STDERR, collect=request.stderr_limit is not None)
+        self.stdout = GuestStream(link, m.STDOUT, request.stdout_limit)
+        self.stderr = GuestStream(link, m.STDERR, request.stderr_limit)
 
     async def start(self) -> GuestProcess:
         """Send the request and wait until the guest has forked. Raises SandboxOperationError(GUEST) if it could not."""
@@ -157,16 +162,13 @@ class GuestProcess:
             self._link.send(m.Stdin(m.LAST, b""), self._seq)
 
     async def signal(self, number: int) -> None:
-        if not self._result.done():
-            self._link.send(m.Signal(number), self._seq)
+        self._tell(m.Signal(number), "signal")
 
     async def resize(self, rows: int, columns: int) -> None:
-        if not self._result.done():
-            self._link.send(m.Resize(rows, columns), self._seq)
+        self._tell(m.Resize(rows, columns), "resize")
 
     async def cancel(self) -> None:
-        if not self._result.done():
-            self._link.send(m.Cancel(), self._seq)
+        self._tell(m.Cancel(), "cancel")
 
     async def wait(self) -> ExecResult:
         limit = self._limit_s()
@@ -218,6 +220,13 @@ class GuestProcess:
             raise SandboxOperationError("exec", Reason.HOST, str(exc)) from exc
         self._seq = self._link.begin(self, message, "exec")
 
+    def _tell(self, message: Message, name: str) -> None:
+        try:
+            if not self._result.done():
+                self._link.send(message, self._seq)
+        except LocalProtocolError as exc:  # a number that the field cannot hold
+            raise SandboxOperationError(name, Reason.HOST, str(exc)) from exc
+
     def _abandon(self) -> None:
         """Nobody waits for this command any more: end it in the guest, and let its last messages pass by."""
         if not self._result.done():
@@ -226,6 +235,8 @@ class GuestProcess:
         self.stderr.discard()
 
     def _finish(self, result: m.Result) -> None:
+        if result.ended not in ENDED:
+            raise RemoteProtocolError(f"a command that ended in way {result.ended}")
         self.stdout.end()
         self.stderr.end()
         self._stdin_moved.set()

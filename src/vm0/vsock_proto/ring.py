@@ -35,3 +35,9 @@ class Ring:
             pieces.append(self.advance(len(room)))
             rest = rest[len(room) :]
         return pieces
+
+    def newest(self, count: int) -> list[memoryview]:
+        """Where the last `count` bytes are, in order: at most two pieces, however many put them there."""
+        start = self._position - count
+        pieces = [self._view[start:] if start < 0 else self._view[:0], self._view[max(0, start) : self._position]]
+        return [piece for piece in pieces if piece]
