@@ -22,6 +22,7 @@ from vm0.vsock_host.link import Link
 log = logging.getLogger("vm0.vsock_host")
 
 MAX_PATH = 107  # sun_path without its terminating NUL
+ACCEPT_RETRY_S = 0.2
 MAX_CANDIDATES = 8  # connections in their handshake at once; more are closed unread
 
 
@@ -36,8 +37,9 @@ class GuestListener:
         self._path, self._token, self._build = path, token, build
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._candidates = 0
+        self._candidates: set[Link] = set()
         self._accepted: asyncio.Future[GuestClient] | None = None
+        self._handed_over = False
         self._refusals: list[str] = []
 
     async def __aenter__(self) -> GuestListener:
@@ -67,18 +69,22 @@ class GuestListener:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._close()
-        if self._accepted is not None:
-            self._accepted.cancel()
+        for link in self._candidates:
+            link.close("the listener was closed")
+        if self._accepted is not None and not self._accepted.cancel() and not self._handed_over:
+            self._accepted.result().close("nobody waited for the guest any more")
 
     async def accept(self, deadline_s: float) -> GuestClient:
         """The guest, or HandshakeError with what was seen instead. The client belongs to the caller."""
         assert self._accepted is not None, "enter the listener first"
         try:
             async with asyncio.timeout(deadline_s):
-                return await asyncio.shield(self._accepted)
+                client = await asyncio.shield(self._accepted)
         except TimeoutError:
             seen = "; ".join(self._refusals[-3:]) or "nobody connected"
             raise HandshakeError(f"no guest within {deadline_s:g} s: {seen}") from None
+        self._handed_over = True
+        return client
 
     def _own(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -88,31 +94,34 @@ class GuestListener:
     async def _accept_all(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(sock)
-            if self._candidates >= MAX_CANDIDATES:
+            try:
+                connection, _ = await loop.sock_accept(sock)
+            except OSError as exc:  # out of descriptors: those who dialled wait in the backlog
+                self._refuse(f"accept failed: {exc}")
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            if len(self._candidates) >= MAX_CANDIDATES:
                 connection.close()
                 self._refuse("too many connections at once")
                 continue
-            self._own(self._shake_hands(Link(connection)), "vsock handshake")
+            link = Link(connection)
+            self._candidates.add(link)
+            self._own(self._shake_hands(link), "vsock handshake")
 
     async def _shake_hands(self, link: Link) -> None:
         """The whole life of a candidate; only the accepted one keeps its connection."""
         assert self._accepted is not None
-        self._candidates += 1
         try:
             client = await self._checked(link)
             if self._accepted.done():
                 raise HandshakeError("a second guest")
             self._accepted.set_result(client)
+            self._candidates.remove(link)  # whose life goes on
             self._close()
-        except asyncio.CancelledError:
-            link.close("the listener was closed")
-            raise
         except (HandshakeError, SandboxOperationError) as exc:
             link.close(f"handshake refused: {exc}")
             self._refuse(str(exc))
-        finally:
-            self._candidates -= 1
+            self._candidates.remove(link)
 
     async def _checked(self, link: Link) -> GuestClient:
         await asyncio.wait((link.ready, link.lost), return_when=asyncio.FIRST_COMPLETED)
