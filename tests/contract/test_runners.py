@@ -256,10 +256,10 @@ async def test_releasing_queues_again_until_no_attempts_are_left(plane: Plane) -
     assert [step["phase"] for step in view["timeline"]] == ["queued", "boot", "released"] * 2
 
 
-async def test_a_started_run_cannot_be_released(plane: Plane) -> None:
+async def test_a_run_whose_start_was_announced_but_did_not_happen_is_queued_again(plane: Plane) -> None:
     lease = await plane.submit_and_claim()
     await plane.renew(lease, agentStarted=True)
-    await _release(plane, lease, want="CONFLICT")
+    assert await _release(plane, lease) == {"requeued": True}
 
 
 async def test_releasing_a_run_to_be_cancelled_cancels_it(plane: Plane) -> None:

@@ -132,7 +132,8 @@ class CancellationsAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRequest:
-    """Give a run back before its agent started: it is queued again at once, if it has attempts left."""
+    """Give a run back whose agent was not started: it is queued again at once, if it has attempts left. The runner
+    answers for that, also when it had announced the start."""
 
     runner_id: str = limited(**RUNNER_ID)
     epoch: int = limited(minimum=1)

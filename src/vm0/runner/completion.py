@@ -1,7 +1,7 @@
 """Telling the server how a run ended: on disk first, then tried until the server has answered, crash or no crash.
 
 A `complete` ends with any definite answer: stored, terminal already, lease lost, run unknown. A `release` gives a run
-back whose agent never started; where the server knows it as started, it becomes a `complete` with outcome unknown.
+back whose agent was never started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 
 from vm0.contracts.errors import ErrorCode
 from vm0.contracts.runner import ReleaseRequest
-from vm0.contracts.runs import Isolation, Outcome, OutcomeKind
 from vm0.contracts.webhooks import CompleteRequest
 from vm0.runner.backoff import Backoff
 from vm0.runner.clock import BootClock, Clock
@@ -35,13 +34,11 @@ class Reporter:
         control_plane: ControlPlane,
         spool: Spool,
         *,
-        isolation: Isolation,
         failpoints: Failpoints | None = None,
         clock: Clock | None = None,
         retry_min_s: float = RETRY_MIN_S,
     ) -> None:
         self._control_plane, self._spool = control_plane, spool
-        self._isolation = isolation
         self._failpoints = failpoints or Failpoints()
         self._clock: Clock = clock or BootClock()
         self._retry_min_s = retry_min_s
@@ -93,12 +90,9 @@ class Reporter:
 
     async def _send(self, record: JournalRecord) -> str:
         """One try. A definite answer is the returned word; raises if another try can change it."""
-        complete = record.complete
         if record.release is not None:
-            answer = await self._release(record.run_id, record.release)
-            if answer != "agent_started":
-                return answer
-            complete = completion_of(record, record.release, self._isolation)
+            return await self._release(record.run_id, record.release)
+        complete = record.complete
         if complete is None:
             return "nothing"
         try:
@@ -121,8 +115,6 @@ class Reporter:
         except LeaseLost:
             return "lease_lost"
         except Refused as exc:
-            if exc.code is ErrorCode.CONFLICT:
-                return "agent_started"
             if _definite(exc):
                 return _word(exc)
             raise
@@ -137,17 +129,6 @@ def _definite(exc: Refused) -> bool:
 def _word(exc: Refused) -> str:
     log.error("report was not taken: %s", exc, extra={"action": "report_refused"})
     return exc.code.value.lower() if exc.code else "refused"
-
-
-def completion_of(record: JournalRecord, release: ReleaseRequest, isolation: Isolation) -> CompleteRequest:
-    """The report of a run whose agent did not start, though the server had been told that it would."""
-    return CompleteRequest(
-        run_id=record.run_id,
-        epoch=record.epoch,
-        outcome=Outcome(kind=OutcomeKind.UNKNOWN, reason=release.reason, detail=release.detail),
-        isolation=isolation,
-        timeline=release.timeline,
-    )
 
 
 def bare(complete: CompleteRequest) -> CompleteRequest:

@@ -130,7 +130,6 @@ class Runner:
             reporter=Reporter(
                 control_plane,
                 self._state.spool,
-                isolation=isolation,
                 failpoints=config.failpoints,
                 clock=clock,
                 retry_min_s=config.poll_retry_min_s,

@@ -106,8 +106,6 @@ def release(connection: Connection, run_id: str, request: ReleaseRequest, times:
     state, ending, verdict = leases.release(row.state, request.runner_id, request.epoch, why)
     if verdict is Verdict.LOST:
         raise lease_lost(_why_lost(row.state, request.epoch))
-    if verdict is Verdict.REFUSED:
-        raise ApiError(ErrorCode.CONFLICT, f"the agent of run {run_id} has started; complete the run instead")
     if verdict is Verdict.DONE:
         _report(connection, row, request.timeline)
         _end_attempt(connection, row, state, "released", why, times)

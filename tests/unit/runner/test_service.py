@@ -230,14 +230,14 @@ async def test_a_run_that_was_only_claimed_is_given_back_and_done(bench: Bench) 
     assert bench.left_over() == []
 
 
-async def test_a_run_marked_but_not_journaled_as_started_is_reported(bench: Bench) -> None:
-    """The crash came between the server's yes and our note of it: the agent did not run, yet nobody may retry."""
+async def test_a_run_marked_but_not_journaled_as_started_is_given_back_and_done(bench: Bench) -> None:
+    """The crash came between the server's yes and our note of it: our journal knows that the agent did not run."""
     run = await claimed_before(bench, started=True)
     left_behind(bench, run, JournalState.CLAIMED)
     async with bench.runner():
         await bench.plane.until(run.over.is_set)
-    outcome = run.completions[0].outcome
-    assert outcome is not None and (outcome.kind, outcome.reason) == (OutcomeKind.UNKNOWN, "runner_restarted")
+    assert [release.reason for release in run.releases] == ["runner_restarted"]
+    assert run.state.status is RunStatus.COMPLETED and run.state.epoch == 2
     assert bench.left_over() == []
 
 

@@ -111,11 +111,12 @@ def test_expiry(started: bool, cancelling: bool, attempts: int, status: RunStatu
         assert (given_back.status, ending_too, verdict) == (status, ending, Verdict.DONE)
 
 
-def test_releasing_needs_the_holder_and_an_agent_that_has_not_started() -> None:
+def test_releasing_needs_the_holder_whose_word_counts_about_the_agent() -> None:
     assert leases.release(RUNNING, "other", 2, "why")[2] is Verdict.LOST
     assert leases.release(RUNNING, "r", 1, "why")[2] is Verdict.LOST
     started, _ = leases.renew(RUNNING, "r", "b", 2, True, 0, 30)
-    assert leases.release(started, "r", 2, "why") == (started, Ending.KEPT, Verdict.REFUSED)
+    given_back, ending, verdict = leases.release(started, "r", 2, "why")
+    assert (given_back.status, ending, verdict) == (RunStatus.PENDING, Ending.REQUEUED, Verdict.DONE)
     waiting, _, _ = leases.release(RUNNING, "r", 2, "why")
     assert leases.release(waiting, "r", 2, "why") == (waiting, Ending.REQUEUED, Verdict.REPEATED)
 

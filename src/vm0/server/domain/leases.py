@@ -41,7 +41,6 @@ class Verdict(enum.Enum):
     DONE = "done"
     REPEATED = "repeated"  # reported before; answered as then
     LOST = "lost"  # not the holder's any more
-    REFUSED = "refused"  # the holder's, but not possible now
 
 
 class Ending(enum.Enum):
@@ -99,15 +98,17 @@ def expire(run: RunState, now_ms: int) -> tuple[RunState, Ending]:
 
 
 def release(run: RunState, runner_id: str, epoch: int, why: str) -> tuple[RunState, Ending, Verdict]:
-    """Give a run back before its agent started. Repeating it gives the first answer again."""
+    """Give a run back before its agent started. Repeating it gives the first answer again.
+
+    The holder's word counts even after it announced the agent's start: it says so before it starts the agent, and a
+    runner that died in between knows from its journal that it never did.
+    """
     if run.epoch != epoch or run.runner_id != runner_id:
         return run, Ending.KEPT, Verdict.LOST
     if run.status is RunStatus.PENDING:
         return run, Ending.REQUEUED, Verdict.REPEATED
     if run.status.terminal:
         return run, Ending.FINISHED, Verdict.REPEATED
-    if run.agent_started:
-        return run, Ending.KEPT, Verdict.REFUSED
     given_back, ending = _give_back(run, f"the last attempt was given back: {why}")
     return given_back, ending, Verdict.DONE
 
