@@ -11,6 +11,8 @@ UV_VERSION := 0.13.9
 BIN        := .venv/bin
 STAMP      := .venv/.synced
 PYTEST     := $(BIN)/python -m pytest
+# Most tests wait for processes rather than compute, so two of them fit a machine with two cores.
+WORKERS ?= 2
 LINTED     := src tests $(wildcard tools benchmarks examples)
 
 # The environment's own interpreter, never a downloaded one; no file outside .venv but uv's cache.
@@ -44,7 +46,7 @@ demo: $(STAMP) ## a server, a runner and a run on this machine
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) system ## all tests but the slow ones; ARGS="tests/unit -k frame" narrows
-	$(PYTEST) -m "not slow" --durations=15 $(ARGS)
+	$(PYTEST) -m "not slow" -n $(WORKERS) --durations=15 $(ARGS)
 
 soak: $(STAMP) system ## the slow tests
 	$(PYTEST) -m slow --durations=15 $(ARGS)
