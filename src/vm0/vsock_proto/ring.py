@@ -7,12 +7,15 @@ from __future__ import annotations
 
 
 class Ring:
-    """`size` must be the window of the stream: the flow control is what keeps live bytes from being overwritten."""
+    """`size` must be the window of the stream: the flow control is what keeps live bytes from being overwritten. Memory
+    that a short stream does not reach is never touched."""
 
     __slots__ = ("_position", "_view")
 
     def __init__(self, size: int) -> None:
-        self._view = memoryview(bytearray(size))
+        import mmap  # only here: a link that moves no file does without it
+
+        self._view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._position = 0
 
     def room(self, most: int) -> memoryview:
