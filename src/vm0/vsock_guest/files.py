@@ -183,6 +183,7 @@ class ReadTransfer(Transfer):
         super().__init__(loop, send, finished)
         self._request = request
         self._window = SendWindow(m.FILE_WINDOW)
+        self._ring = Ring(m.FILE_WINDOW)  # what the host gave credit for again, it has received
         self._granted = threading.Condition()
 
     def credit(self, amount: int) -> None:
@@ -207,14 +208,15 @@ class ReadTransfer(Transfer):
             self._send_soon(m.FileStat(*stat_fields(found, "")))
             left = self._request.limit
             while True:
-                data = os.read(fd, min(m.MAX_CHUNK, left + 1, self._await_credit()))
-                left -= len(data)
+                room = self._ring.room(min(m.MAX_CHUNK, left + 1, self._await_credit()))
+                count = os.readv(fd, [room])
+                left -= count
                 with self._granted:
-                    self._window.spend(len(data))
+                    self._window.spend(count)
                 if left < 0:
                     raise RequestError("too_large", f"{self._request.path}: grew over the limit while it was read")
-                self._send_soon(m.Data(0 if data else m.LAST, data))
-                if not data:
+                self._send_soon(m.Data(0 if count else m.LAST, self._ring.advance(count)))
+                if not count:
                     return
         finally:
             os.close(fd)

@@ -7,6 +7,7 @@ import os
 from vm0.vsock_guest.loop import READ, WRITE
 from vm0.vsock_proto.connection import Connection
 from vm0.vsock_proto.errors import RemoteProtocolError
+from vm0.vsock_proto.messages import Data
 from vm0.vsock_proto.sending import SendQueue
 
 TYPE_CHECKING = False
@@ -44,7 +45,10 @@ class Link:
         """Queue a message and write as much as the host takes now; never waits. On a closed link: no effect."""
         if self._fd < 0:
             return
-        self._queue.push(*self._connection.frame(message, seq))
+        if isinstance(message, Data):  # as it is, without a copy: it must not change before it is written
+            self._queue.push(*self._connection.data_frame(message.flags, message.data, seq))
+        else:
+            self._queue.push(*self._connection.frame(message, seq))
         if self._writable:
             self._flush()
 
