@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+LONGEST_POLL_S = 3600.0  # epoll counts milliseconds in 32 bits; a time limit of a month must not break the loop
 
 
 class Timer:
@@ -80,9 +81,10 @@ class Loop:
         """Until `stop`; callbacks may call anything here."""
         self._stopping = False
         while not self.stopping():
-            for fd, events in self._epoll.poll(self._next_due(), 64):
-                callback = self._callbacks.get(fd)
-                if callback is not None:  # an earlier callback of this round may have unwatched it
+            ready = [(fd, events, self._callbacks.get(fd)) for fd, events in self._epoll.poll(self._next_due(), 64)]
+            for fd, events, callback in ready:
+                # An earlier callback of this round may have closed it, and the number may be somebody else's by now.
+                if callback is not None and self._callbacks.get(fd) is callback:
                     callback(events)
                 if self.stopping():
                     return
@@ -101,7 +103,7 @@ class Loop:
             return 0
         while self._timers and self._timers[0].call is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0].due - time.monotonic()) if self._timers else -1
+        return min(max(0.0, self._timers[0].due - time.monotonic()), LONGEST_POLL_S) if self._timers else -1
 
     def _run_submitted(self) -> None:
         for _ in range(len(self._submitted)):
