@@ -24,6 +24,7 @@ from vm0.vsock_guest.containment import Containment
 from vm0.vsock_guest.loop import READ
 from vm0.vsock_guest.streams import InputPipe, OutputPipe
 from vm0.vsock_proto import messages as m
+from vm0.vsock_proto.errors import wire_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,12 +82,14 @@ class Command:
 
     def kill(self) -> None:
         """The host is gone: end it at once; nobody will read a result."""
-        if self._stopped_as < 0:
+        if self._stopped_as < 0 and self._exit is None:
             self._stopped_as = m.CANCELLED
         self.containment.kill()
+        self._close_all()  # what waits in the pipes for credit must not hold the end back: there will be no credit
+        self._timers.append(self._loop.later(0, self._on_stream_end))
 
     def signal(self, number: int) -> None:
-        if self._exit is None and 0 < number <= signal.NSIG:
+        if self._exit is None and 0 < number < signal.NSIG:
             self.containment.signal(number)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -260,7 +263,7 @@ class Command:
                 stdout_total=0,
                 stderr_total=0,
                 flags=0,
-                diagnostic=str(exc)[:1000],
+                diagnostic=wire_text(str(exc)),
             )
         )
 

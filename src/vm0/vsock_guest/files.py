@@ -61,6 +61,8 @@ def reason_of(exc: Exception) -> str:
         return exc.reason
     if isinstance(exc, OSError):
         return ERRNO_REASONS.get(exc.errno or 0, "io")
+    if isinstance(exc, ValueError):
+        return "invalid"  # a name with a NUL, for one
     return "not_found" if isinstance(exc, KeyError) else "internal"
 
 
@@ -114,6 +116,8 @@ class WriteTransfer(Transfer):
     def feed(self, message: m.Data) -> None:
         """Raises RemoteProtocolError when the host sends more than its window."""
         self._window.received(len(message.data))
+        if not message.data and not message.flags & m.LAST:
+            return  # costs no credit, so it must not be queued
         self._pieces.put((self._ring.put(message.data), bool(message.flags & m.LAST)))
 
     def cancel(self) -> None:

@@ -21,7 +21,7 @@ from vm0.vsock_guest.identity import identity_of
 from vm0.vsock_guest.link import Link
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.connection import Unknown
-from vm0.vsock_proto.errors import REASON_NUMBERS, RemoteProtocolError
+from vm0.vsock_proto.errors import REASON_NUMBERS, RemoteProtocolError, wire_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Server:
                 self._dispatch(seq, message)
         except RemoteProtocolError:
             raise
-        except (OSError, KeyError, PermissionError, RequestError) as exc:
+        except (OSError, KeyError, ValueError, RequestError) as exc:
             self._refuse(seq, reason_of(exc), str(exc))
 
     def _dispatch(self, seq: int, message: Message) -> None:
@@ -273,7 +273,7 @@ class Server:
             self._link.send(message, seq)
 
     def _refuse(self, seq: int, reason: str, text: str) -> None:
-        self._send(m.Error(REASON_NUMBERS[reason], text[:1000]), seq)
+        self._send(m.Error(REASON_NUMBERS[reason], wire_text(text)), seq)
 
 
 def _kill_orphans() -> None:

@@ -32,3 +32,10 @@ REASONS = {
     13: "io",  # any other operating-system error
 }
 REASON_NUMBERS = {name: number for number, name in REASONS.items()}
+
+MAX_TEXT = 4096  # bytes of the text of an *error* and of a result's diagnostic
+
+
+def wire_text(text: str) -> str:
+    """What of `text` the wire takes: file names in it may have bytes that are not UTF-8, and it may be too long."""
+    return text.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")

@@ -13,7 +13,7 @@ one window of memory, and nothing else.
 from __future__ import annotations
 
 from vm0.vsock_proto.codec import Message, blob, fixed, message, rest, sequence, sint, text, uint
-from vm0.vsock_proto.errors import RemoteProtocolError
+from vm0.vsock_proto.errors import MAX_TEXT, RemoteProtocolError
 
 VERSION = 1
 PORT = 1000  # AF_VSOCK port on the host (CID 2), and the name `<socket>_1000` of Firecracker's socket
@@ -159,7 +159,7 @@ class Result(Message):
     stdout_total: int = uint(64)
     stderr_total: int = uint(64)
     flags: int = uint(8)
-    diagnostic: str = text(16, 4096)
+    diagnostic: str = text(16, MAX_TEXT)
 
 
 @message(0x0C, "host")
@@ -295,4 +295,4 @@ class Error(Message):
     """The operation failed or was refused; its final message. `reason` is of a closed set (see the table)."""
 
     reason: int = uint(8)
-    text: str = text(16, 4096)
+    text: str = text(16, MAX_TEXT)
