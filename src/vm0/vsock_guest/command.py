@@ -5,7 +5,8 @@
                 └ time limit or cancel: SIGTERM to all ──▶ grace ──▶ SIGKILL to all
 
 The exit of the command's own process decides, not the end of its output: a grandchild that keeps a pipe open delays the
-result by the drain limit. Output for which the host has given no credit stays in the pipe and stops only its writer.
+result by the drain limit. Output for which the host has given no credit stays in the pipe and stops only its writer;
+what is in there when the command ends is delivered in any case.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from vm0.vsock_guest.identity import Identity
     from vm0.vsock_guest.loop import Loop, Timer
     from vm0.vsock_proto.codec import Message
+
+TRACED_AGAIN_S = 0.05
+DRAIN_AGAIN_S = 0.1  # how often streams that wait for credit after the drain limit are looked at
 
 
 class Command:
@@ -197,23 +201,27 @@ class Command:
         if self._stopped_as >= 0:  # what it started goes with it, while its number is still ours
             self.containment.kill()
         self._loop.unwatch(self._pidfd)
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if not pid:  # somebody traces it and is told of its end before us: waiting would give them our loop
+            self._loop.later(TRACED_AGAIN_S, self._on_exit)
+            return
         os.close(self._pidfd)
         self._pidfd = -1
-        _, status, usage = os.wait4(self.pid, 0)  # at once: the pidfd said that it ended
         self._exit = (status, usage)
         self.containment.reaped()
+        for pipe in self._outputs.values():
+            pipe.writer_ended()
         self._cancel_timers()
         self._timers.append(self._loop.later(self._request.drain_ms / 1000, self._on_drain_limit))
         self._on_stream_end()
 
     def _on_drain_limit(self) -> None:
-        """Give up on streams that somebody else keeps open; those that wait for the host's credit stay."""
+        """Give up on streams that somebody else keeps open; what the command itself wrote waits for credit."""
         for pipe in self._outputs.values():
-            if pipe.open and not pipe.stalled():
-                self._drain_expired = True
-                pipe.close()
-        if self._exit is not None and any(pipe.open for pipe in self._outputs.values()):
-            self._timers.append(self._loop.later(self._request.drain_ms / 1000, self._on_drain_limit))
+            if pipe.open and not pipe.due:
+                self._drain_expired |= pipe.give_up()
+        if any(pipe.open for pipe in self._outputs.values()):
+            self._timers.append(self._loop.later(DRAIN_AGAIN_S, self._on_drain_limit))
         self._on_stream_end()
 
     def _on_stream_end(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
+import termios
 from collections import deque
 
 from vm0.vsock_guest.loop import READ, WRITE
@@ -29,6 +32,7 @@ class OutputPipe:
         self._loop, self._fd, self._limit = loop, fd, limit
         self._deliver, self._on_end = deliver, on_end
         self._window = SendWindow(OUTPUT_WINDOW)
+        self._due = 0
         self.total = 0
         self.truncated = False
 
@@ -43,6 +47,28 @@ class OutputPipe:
     def start(self) -> None:
         if self._fd >= 0:
             self._loop.watch(self._fd, 0 if self.stalled() else READ, self._ready)
+
+    def writer_ended(self) -> None:
+        """What is in the pipe at this moment is the command's own output, which `due` counts down."""
+        if self._fd >= 0:
+            size = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
+            self._due = int.from_bytes(size, sys.byteorder)
+
+    @property
+    def due(self) -> bool:
+        """Output of the ended command is still to be delivered, however long the host takes to give credit for it."""
+        return self._fd >= 0 and self._due > 0
+
+    def give_up(self) -> bool:
+        """Close; True if somebody holds the other side open."""
+        try:
+            held = bool(os.read(self._fd, 1))
+        except BlockingIOError:
+            held = True
+        except OSError:  # a terminal's end
+            held = False
+        self.close()
+        return held
 
     def grant(self, amount: int) -> None:
         self._window.grant(amount)
@@ -71,6 +97,7 @@ class OutputPipe:
             self._on_end()
             return
         self.total += len(data)
+        self._due -= len(data)
         kept = data[: self._limit] if len(data) > self._limit else data
         self.truncated |= len(kept) < len(data)
         if kept:
