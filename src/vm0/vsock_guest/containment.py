@@ -70,17 +70,19 @@ class Containment:
         return True
 
     def _members(self) -> list[int]:
+        """The leader first: a shell that sees its child die before it gets the signal exits with a code of its own."""
         if self._cgroup:
             try:
                 with open(f"{self._cgroup}/cgroup.procs", encoding="ascii") as file:
-                    return [int(line) for line in file]
+                    return sorted((int(line) for line in file), key=lambda pid: pid != self._leader)
             except OSError:
                 return []
         return descendants(self._leader, self._leader)
 
 
 def descendants(root: int, group: int = 0) -> list[int]:
-    """`root`, all that descend from it by parent links, and all of process group `group`; from one look at /proc."""
+    """`root`, all that descend from it by parent links, and all of process group `group`; from one look at /proc.
+    `root` comes first, and what descends from it after its parents."""
     children: dict[int, list[int]] = {}
     found = []
     for entry in os.listdir("/proc"):
@@ -96,8 +98,7 @@ def descendants(root: int, group: int = 0) -> list[int]:
             found.append(int(entry))
     queue = [root, *found]
     seen: dict[int, None] = {}
-    while queue:
-        pid = queue.pop()
+    for pid in queue:  # which grows
         if pid not in seen:
             seen[pid] = None
             queue += children.get(pid, [])
