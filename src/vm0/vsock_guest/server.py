@@ -56,6 +56,7 @@ class Server:
         self._loop, self._settings, self._on_detached = loop, settings, on_detached
         self._link: Link | None = None
         self._commands: dict[int, Command] = {}
+        self._strays: list[Command] = []  # of connections that are over: killed, and yet not gone
         self._transfers: dict[int, Transfer] = {}
         self._lingering: list[Containment] = []  # ended commands of which something still runs
         self._sweeper: Timer | None = None
@@ -63,6 +64,7 @@ class Server:
         self._served = False
         self._names = 0
         self._closing_seq: int | None = None
+        self._detaching = False
         self.shut_down = False
 
     def attach(self, fd: int) -> None:
@@ -74,14 +76,14 @@ class Server:
     def close(self, why: str) -> bool:
         """Drop the link for good; False when there is none, so that no `on_detached` will follow."""
         self.shut_down = True
-        if self._link is None:
-            return False
-        self._link.close(why)
-        return True
+        if self._link is not None:
+            self._link.close(why)
+            return True
+        return self._detaching
 
     def reap_adopted(self) -> None:
         """Collect ended children that are no command's: orphans that came to us because we are their subreaper."""
-        leaders = {command.pid for command in self._commands.values()}
+        leaders = {command.pid for command in (*self._commands.values(), *self._strays)}
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -168,26 +170,32 @@ class Server:
         containment = Containment(self._settings.cgroup_root, f"exec-{self._names}")
 
         def send(reply: Message) -> None:
-            self._send(reply, seq)
+            if self._commands.get(seq) is command:  # not a stray, whose number means another command by now
+                self._send(reply, seq)
 
-        command = Command(self._loop, request, containment, send, lambda _: self._command_ended(seq))
+        command = Command(self._loop, request, containment, send, lambda _: self._command_ended(seq, command))
         self._commands[seq] = command
         command.start(identity)
 
-    def _command_ended(self, seq: int) -> None:
-        containment = self._commands.pop(seq).containment
-        if not containment.release():
-            self._lingering.append(containment)
+    def _command_ended(self, seq: int, command: Command) -> None:
+        if self._commands.get(seq) is command:
+            del self._commands[seq]
+        else:
+            self._strays.remove(command)
+        if not command.containment.release():
+            self._lingering.append(command.containment)
             self._sweep_later()
         self._continue_closing()
 
     def _transfer(self, seq: int, message: Message) -> None:
         def send(reply: Message) -> None:
-            if seq in self._transfers:
+            if self._transfers.get(seq) is transfer:
                 self._send(reply, seq)
 
-        def finished(_transfer: Transfer, error: Exception | None) -> None:
-            self._transfers.pop(seq, None)
+        def finished(ended: Transfer, error: Exception | None) -> None:
+            if self._transfers.get(seq) is not ended:
+                return  # of a connection that is over
+            del self._transfers[seq]
             if error is not None:
                 self._refuse(seq, reason_of(error), str(error))
             self._continue_closing()
@@ -228,7 +236,7 @@ class Server:
             return
         if self._closing_seq is not None:
             self._acknowledge_shutdown()
-        elif self._link is None:
+        elif self._detaching:
             self._detached()
 
     def _acknowledge_shutdown(self) -> None:
@@ -238,18 +246,21 @@ class Server:
 
     def _on_closed(self, why: str) -> None:
         self._why, self._link, self._closing_seq = why, None, None
-        self._end_everything()
+        self._detaching = True
         self._give_up = self._loop.later(SHUTDOWN_S, self._detached)
+        self._end_everything()
         self._continue_closing()
 
     def _detached(self) -> None:
+        self._detaching = False
         self._give_up.cancel()
+        self._strays += self._commands.values()
         self._commands.clear()
         self._transfers.clear()
         self._on_detached(self._why, self._served)
 
     def _end_everything(self) -> None:
-        for command in list(self._commands.values()):
+        for command in (*self._commands.values(), *self._strays):
             command.kill()
         for transfer in self._transfers.values():
             transfer.cancel()
