@@ -115,8 +115,9 @@ class Command:
         environment = identity.environment | dict(request.env)
         if request.flags & m.PTY:
             environment.setdefault("TERM", "xterm-256color")
-        child_fds, closing = self._open_streams()
+        closing: list[int] = []
         try:
+            child_fds = self._open_streams(closing)
             process = subprocess.Popen(
                 ["/bin/sh", "-c", request.argv[0]] if request.flags & m.SHELL else list(request.argv),
                 stdin=child_fds[0],
@@ -151,32 +152,33 @@ class Command:
 
         return prepare
 
-    def _open_streams(self) -> tuple[tuple[int, int, int], list[int]]:
-        """The child's three descriptors, and those that the parent closes after the fork."""
+    def _open_streams(self, closing: list[int]) -> tuple[int, int, int]:
+        """The child's three descriptors; adds to `closing` what the parent closes after the fork, or if this fails."""
         request = self._request
         if request.flags & m.PTY:
             self._terminal, slave = os.openpty()
+            closing.append(slave)
             self.resize(request.rows, request.columns)
             self._outputs[m.STDOUT] = self._output(m.STDOUT, os.dup(self._terminal), request.stdout_limit)
             self._input = self._input_pipe(os.dup(self._terminal))
-            return (slave, slave, slave), [slave]
-        closing = []
+            return slave, slave, slave
         if request.stdin or request.flags & m.STDIN_STREAM:
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            closing.append(read_end)
             self._input = self._input_pipe(write_end)
         else:
             read_end = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        closing.append(read_end)
+            closing.append(read_end)
         ends: list[int] = []
         for stream, limit in ((m.STDOUT, request.stdout_limit), (m.STDERR, request.stderr_limit)):
             if stream == m.STDERR and request.flags & m.MERGE_STDERR:
                 ends.append(ends[0])
                 continue
             output_end, child_end = os.pipe2(os.O_CLOEXEC)
-            self._outputs[stream] = self._output(stream, output_end, limit)
             closing.append(child_end)
+            self._outputs[stream] = self._output(stream, output_end, limit)
             ends.append(child_end)
-        return (read_end, ends[0], ends[1]), closing
+        return read_end, ends[0], ends[1]
 
     def _output(self, stream: int, fd: int, limit: int) -> OutputPipe:
         return OutputPipe(self._loop, fd, limit, lambda data: self._send(m.Output(stream, data)), self._on_stream_end)

@@ -22,7 +22,11 @@ class Containment:
         if self._cgroup:
             os.mkdir(self._cgroup)
             # Opened here, by the guest's own user, because the kernel checks the opener and the child has dropped root.
-            self.join_fd = os.open(f"{self._cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                self.join_fd = os.open(f"{self._cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            except OSError:
+                os.rmdir(self._cgroup)
+                raise
 
     def joined(self, leader: int) -> None:
         """The child with this pid was started."""

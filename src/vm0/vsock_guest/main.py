@@ -8,8 +8,8 @@ import signal
 import sys
 
 from vm0.vsock_guest.loop import READ, Loop
-from vm0.vsock_guest.server import Server, Settings
-from vm0.vsock_guest.transport import connect
+from vm0.vsock_guest.server import MAX_COMMANDS, Server, Settings
+from vm0.vsock_guest.transport import check_address, connect
 
 USAGE = """usage: vsock-guest --connect ADDRESS [options]
   --connect ADDRESS     vsock:CID:PORT, serial:NAME or unix:PATH
@@ -22,7 +22,8 @@ USAGE = """usage: vsock-guest --connect ADDRESS [options]
   --give-up-s SECONDS   exit when no connection served anything for this long (default: never)
 """
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
-OPEN_FILES = 65536  # up to four descriptors per command
+OPEN_FILES = 65536
+FILES_PER_COMMAND, OTHER_FILES = 4, 96  # descriptors; the others: our own, the transfers', and a command's at its start
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -94,12 +95,19 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(USAGE)
         return 2
     token = b""
-    if "token-file" in options:
-        with open(options["token-file"], "rb") as file:
-            token = file.read()
-        os.unlink(options["token-file"])
+    try:
+        check_address(options["connect"])
+        give_up_s = float(options["give-up-s"]) if "give-up-s" in options else None
+        if "token-file" in options:
+            with open(options["token-file"], "rb") as file:
+                token = file.read()
+            os.unlink(options["token-file"])
+    except (ValueError, OSError) as exc:
+        sys.stderr.write(f"vsock-guest: {exc}\n{USAGE}")
+        return 2
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, OPEN_FILES), hard))
+    open_files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
     if "subreaper" in options:
         _become_subreaper()
     settings = Settings(
@@ -108,12 +116,9 @@ def main(argv: list[str]) -> int:
         cgroup_root=options.get("cgroup", ""),
         user=options.get("user", ""),
         whole_machine="machine" in options,
+        max_commands=max(1, min(MAX_COMMANDS, (open_files - OTHER_FILES) // FILES_PER_COMMAND)),
     )
-    give_up = options.get("give-up-s")
-    guest = Guest(
-        options["connect"], settings, give_up_s=float(give_up) if give_up else None, adopts="subreaper" in options
-    )
-    return guest.serve()
+    return Guest(options["connect"], settings, give_up_s=give_up_s, adopts="subreaper" in options).serve()
 
 
 def _options(argv: list[str]) -> dict[str, str] | None:

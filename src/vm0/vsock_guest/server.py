@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vm0.vsock_guest.loop import Loop, Timer
     from vm0.vsock_proto.codec import Message
 
-MAX_OPERATIONS = 1024
+MAX_COMMANDS = 1024
 MAX_TRANSFERS = 32  # one thread each
 SWEEP_S = 1.0  # how often the cgroups of ended commands that left something running are looked at
 SHUTDOWN_S = 5.0  # for what runs to be gone after SIGKILL
@@ -39,12 +39,22 @@ SHUTDOWN_S = 5.0  # for what runs to be gone after SIGKILL
 class Settings:
     """What the guest is told at its start, and what a restore may change."""
 
-    def __init__(self, *, token: bytes, build: str, cgroup_root: str = "", user: str = "", whole_machine: bool = False):
+    def __init__(
+        self,
+        *,
+        token: bytes,
+        build: str,
+        cgroup_root: str = "",
+        user: str = "",
+        whole_machine: bool = False,
+        max_commands: int = MAX_COMMANDS,
+    ) -> None:
         self.boot_id = os.urandom(16)
         self.token = token
         self.build = build
         self.cgroup_root = cgroup_root
         self.user = user  # of commands that name none; "" is our own
+        self.max_commands = max_commands
         self.whole_machine = whole_machine  # this guest is a VM: it may set clock, entropy, names
 
 
@@ -155,10 +165,13 @@ class Server:
                 self._shut_down(seq)
             case _ if self._quiesced:
                 self._refuse(seq, "quiesced", "the guest is quiesced: resume it first")
-            case _ if len(self._commands) >= MAX_OPERATIONS or len(self._transfers) >= MAX_TRANSFERS:
-                self._refuse(seq, "busy", f"{len(self._commands)} commands and {len(self._transfers)} transfers run")
             case m.Exec():
-                self._exec(seq, message)
+                if len(self._commands) >= self._settings.max_commands:
+                    self._refuse(seq, "busy", f"{len(self._commands)} commands run")
+                else:
+                    self._exec(seq, message)
+            case _ if len(self._transfers) >= MAX_TRANSFERS:
+                self._refuse(seq, "busy", f"{len(self._transfers)} file transfers run")
             case _:
                 self._transfer(seq, message)
 

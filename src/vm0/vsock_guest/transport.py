@@ -12,6 +12,7 @@ import select
 import socket
 
 CONNECT_S = 5.0
+MAX_PATH = 107  # sun_path without its terminating NUL
 VIRTIO_PORTS = "/sys/class/virtio-ports"
 
 
@@ -19,18 +20,29 @@ class AddressError(ValueError):
     """the address is not of a known form"""
 
 
+def check_address(address: str) -> None:
+    """Raises AddressError for what can never be connected to."""
+    _parsed(address)
+
+
 def connect(address: str) -> int:
     """A connected descriptor, owned by the caller. Raises OSError when the host is not there (yet), within 5 s."""
+    family, place = _parsed(address)
+    return _open_port(str(place)) if family is None else _dial(family, place)
+
+
+def _parsed(address: str) -> tuple[socket.AddressFamily | None, object]:
+    """Socket family and address; no family for a port."""
     kind, _, rest = address.partition(":")
     if kind == "vsock":
-        cid, _, port = rest.partition(":")
-        if cid.isdigit() and port.isdigit():
-            return _dial(socket.AF_VSOCK, (int(cid), int(port)))
-    elif kind == "unix" and rest:
-        return _dial(socket.AF_UNIX, rest)
+        numbers = rest.split(":")
+        if len(numbers) == 2 and all(n.isascii() and n.isdigit() and int(n) < 2**32 for n in numbers):
+            return socket.AF_VSOCK, (int(numbers[0]), int(numbers[1]))
+    elif kind == "unix" and 0 < len(os.fsencode(rest)) <= MAX_PATH:
+        return socket.AF_UNIX, rest
     elif kind == "serial" and rest:
-        return _open_port(rest)
-    raise AddressError(f"{address!r} is not vsock:CID:PORT, serial:NAME or unix:PATH")
+        return None, rest
+    raise AddressError(f"{address!r} is not vsock:CID:PORT, serial:NAME or unix:PATH (of at most {MAX_PATH} bytes)")
 
 
 def _dial(family: int, address: object) -> int:
