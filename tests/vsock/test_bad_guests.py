@@ -25,8 +25,6 @@ from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.framing import frame_header
 
-pytestmark = pytest.mark.host
-
 TOKEN, BUILD = b"token", "build"
 READY = m.Ready(m.VERSION, bytes(16), TOKEN, BUILD)
 RESULT = m.Result(m.EXITED, 0, 0, 1, 1, 1, 1, 0, 0, 0, "")

@@ -3,6 +3,7 @@ being registered, and a new kind of field fails here until it has a strategy."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -60,6 +61,6 @@ def chunks_of(data: bytes) -> st.SearchStrategy[list[bytes]]:
 
     def cut(places: list[int]) -> list[bytes]:
         ends = sorted({0, len(data), *places})
-        return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
 
     return st.lists(st.integers(0, len(data)), max_size=20).map(cut)

@@ -80,8 +80,7 @@ def test_impossible_lengths(length: int) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError, match=f"frame body of {length} bytes"):
-            for frame in decoder.feed(good + length.to_bytes(4, "big")):
-                seen.append((frame.type, frame.seq, bytes(frame.payload)))
+            seen += ((f.type, f.seq, bytes(f.payload)) for f in decoder.feed(good + length.to_bytes(4, "big")))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

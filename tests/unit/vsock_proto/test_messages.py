@@ -70,7 +70,7 @@ def test_changed_payloads_are_taken_or_refused(cls: type[Message], data: st.Data
     for place in data.draw(st.lists(st.integers(0, max(0, len(payload) - 1)), max_size=4)) if payload else []:
         payload[place] = data.draw(st.integers(0, 255))
     try:
-        assert cls.decode(payload).encode() == payload
+        assert cls.decode(memoryview(payload)).encode() == payload
     except RemoteProtocolError:
         return
 

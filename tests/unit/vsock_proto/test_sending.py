@@ -79,4 +79,4 @@ def test_large_pieces_are_not_copied() -> None:
     data = memoryview(bytearray(100_000))
     queue.push(b"header", data)
     pieces = queue.pieces()
-    assert pieces[0] == b"header" and pieces[1].obj is data.obj
+    assert bytes(pieces[0]) == b"header" and pieces[1].obj is data.obj
