@@ -89,7 +89,7 @@ class Execution:
         )
         self._sandbox: Sandbox | None = None
         self._link: BridgeHandle | None = None
-        self.agent_marked = False  # the server may know the agent as started: the run cannot be released any more
+        self.agent_tried = False  # the agent may have acted: from here on the run is reported, never given back
         self._extra = {"run_id": context.run_id, "sandbox_id": self.sandbox_id}
 
     async def execute(self) -> None:
@@ -130,13 +130,13 @@ class Execution:
             return self._not_started(f"not_started_{exc.phase}", exc.detail)
         except Exception as exc:
             log.exception("executing a run failed", extra={"action": "executor_bug", **self._extra})
-            if not self.agent_marked:
+            if not self.agent_tried:
                 return self._not_started("internal_error", repr(exc))
             detail = self._redact(f"the runner failed: {exc!r}")
             return self._completed(Outcome(kind=OutcomeKind.UNKNOWN, reason="internal_error", detail=detail))
 
     async def _live(self) -> JournalRecord | None:
-        """The story. Until the agent is marked as started, whatever fails gives the run back."""
+        """The story. Until the agent is started, whatever fails gives the run back."""
         run, limits, context, fp = self._phases.run, self._limits, self._context, self._fp
         await run("claim_journal", limits.payload_s, self._note(JournalState.CLAIMED))
         await fp("executor.claim_journaled")
@@ -159,7 +159,7 @@ class Execution:
         await fp("executor.session_done")
         await run("payload", limits.payload_s, self._write_payload(sandbox, view))
         await fp("executor.payload_written")
-        await run("agent_mark", limits.payload_s, self._mark_agent_started())
+        await run("agent_mark", limits.payload_s, self._lease.mark_agent_started())
         await fp("executor.agent_marked")
         await run("agent_journal", limits.payload_s, self._note(JournalState.AGENT_STARTED))
         await fp("executor.agent_start_journaled")
@@ -233,11 +233,8 @@ class Execution:
         path = guest.runtime_file(view, self._context.run_id, guest.PAYLOAD_NAME)
         await sandbox.write_file(path, guest.payload(self._context), private=True)
 
-    async def _mark_agent_started(self) -> None:
-        self.agent_marked = True
-        await self._lease.mark_agent_started()
-
     async def _run_agent(self, sandbox: Sandbox, view: guest.GuestView) -> AgentEnd:
+        self.agent_tried = True
         request = ExecRequest(
             argv=sandbox.program("guest-agent"),
             env=guest.agent_environment(self._context, view),

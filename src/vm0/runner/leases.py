@@ -89,10 +89,10 @@ class LeaseKeeper:
                 await renewals
 
     async def mark_agent_started(self) -> None:
-        """Tell the server that the agent starts now, so that this run is never given to anybody else.
+        """Tell the server that the agent starts now, so that a lost lease never gives this run to anybody else.
 
         Returns only when the server said yes and the lease is held; raises LeaseLost else. Retries while the lease
-        lasts. Whatever it raises, the server may know it as started: the run can then not be released any more.
+        lasts. Whatever it raises, the server may take the agent as started; a release tells it otherwise.
         """
         self._agent_started = True
         await self._attempt_until(self._marked.is_set)

@@ -202,7 +202,7 @@ class Runner:
         try:
             await execution.execute()
         finally:
-            self._discovery.note_start(execution.agent_marked or interruption.cause is not None)
+            self._discovery.note_start(execution.agent_tried or interruption.cause is not None)
             self._cancellations.unwatch(claim.context.run_id, interruption)
             self._status.remove(execution.sandbox_id)
 

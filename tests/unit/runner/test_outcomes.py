@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vm0.contracts import codec
@@ -88,6 +88,7 @@ ends = st.builds(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(ends, st.sampled_from([None, SAID_OK, SAID_TERMINATED, SAID_UNKNOWN]))
 def test_nothing_is_invented(end: AgentEnd, said: Outcome | None) -> None:
     """Whatever was seen: the outcome satisfies its contract, and an exit code is one that was seen."""
@@ -120,6 +121,7 @@ def test_the_event_count_is_a_number_or_absent(count: object, expected: int | No
     assert report is not None and report.event_count == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=200))
 def test_no_report_crashes_the_reader(data: bytes) -> None:
     guest_report(data)
