@@ -5,6 +5,6 @@ python3 -I -S guest.pyz vsock-guest|guest-agent|guest-download|guest-mock-claude
 
 from __future__ import annotations
 
-from vm0.guest_bundle.build import GuestBundle, build_bundle
+from vm0.guest_bundle.build import BundleError, GuestBundle, build_bundle
 
-__all__ = ["GuestBundle", "build_bundle"]
+__all__ = ["BundleError", "GuestBundle", "build_bundle"]

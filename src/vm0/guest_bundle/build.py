@@ -6,10 +6,12 @@ interpreter with another magic number falls back to the source.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import marshal
 import os
+import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -30,7 +32,12 @@ PACKAGES = (
 NOT_FOR_GUESTS = {"vm0/contracts/schema.py", "vm0/vsock_proto/documentation.py"}  # only a server or a build uses them
 SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+NATIVE_SUFFIXES = {".so", ".pyd", ".dylib", ".a"}
 UNCHECKED_HASH = 0b01  # PEP 552: a hash is there and nobody compares it
+
+
+class BundleError(Exception):
+    """a source that a guest could not run"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +50,12 @@ class GuestBundle:
 
 def build_bundle(cache: Path) -> GuestBundle:
     """The bundle of the installed sources, built into `cache` unless it is there. Safe to call at the same time from
-    several processes: it appears under its name only when complete."""
+    several processes: it appears under its name only when complete. Raises BundleError, OSError."""
     sources = read_sources()
     build = digest(sources)
     path = cache / f"guest-{build}-{_magic()}.pyz"
     if not path.exists():
+        check_imports(sources)
         cache.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=cache, prefix=path.name, suffix=".tmp")
         try:
@@ -65,10 +73,33 @@ def read_sources() -> dict[str, bytes]:
     """Archive name to content, sorted."""
     names = ["vm0/__init__.py"]
     for package in PACKAGES:
-        names += [path.relative_to(SOURCE_ROOT).as_posix() for path in (SOURCE_ROOT / "vm0" / package).rglob("*.py")]
+        names += [path.relative_to(SOURCE_ROOT).as_posix() for path in python_files(SOURCE_ROOT / "vm0" / package)]
     sources = {name: (SOURCE_ROOT / name).read_bytes() for name in sorted(names) if name not in NOT_FOR_GUESTS}
     sources["__main__.py"] = Path(entry.__file__).read_bytes()
     return sources
+
+
+def python_files(folder: Path) -> list[Path]:
+    """Raises BundleError for native code: the guest's machine and its Python are not this one's."""
+    native = [path for path in folder.rglob("*") if path.suffix in NATIVE_SUFFIXES]
+    if native:
+        raise BundleError(f"{native[0]}: native code cannot be in the guest's bundle")
+    return list(folder.rglob("*.py"))
+
+
+def check_imports(sources: dict[str, bytes]) -> None:
+    """Raises BundleError for an import of anything but the standard library and what is in the bundle."""
+    bundled = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in sources}
+    for name, content in sources.items():
+        for node in ast.walk(ast.parse(content, name)):
+            imported: list[str] = []
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported = [node.module or ""] if node.level == 0 else [f"{'.' * node.level}{node.module or ''}"]
+            for module in imported:
+                if module not in bundled and module.partition(".")[0] not in sys.stdlib_module_names:
+                    raise BundleError(f"{name} imports {module}, which no guest has")
 
 
 def digest(sources: dict[str, bytes]) -> str:
