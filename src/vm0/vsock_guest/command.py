@@ -17,12 +17,12 @@ import fcntl
 import os
 import signal
 import struct
-import subprocess
 import termios
 import time
 
 from vm0.vsock_guest.containment import Containment
 from vm0.vsock_guest.loop import READ
+from vm0.vsock_guest.spawn import spawn
 from vm0.vsock_guest.streams import InputPipe, OutputPipe
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.errors import wire_text
@@ -68,7 +68,7 @@ class Command:
         request = self._request
         try:
             self._spawn(identity)
-        except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        except (OSError, ValueError) as exc:
             self._close_all()
             self._report_not_started(exc)
             return
@@ -118,39 +118,20 @@ class Command:
         closing: list[int] = []
         try:
             child_fds = self._open_streams(closing)
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", request.argv[0]] if request.flags & m.SHELL else list(request.argv),
-                stdin=child_fds[0],
-                stdout=child_fds[1],
-                stderr=child_fds[2],
+            self.pid = spawn(
+                ["/bin/sh", "-c", request.argv[0]] if request.flags & m.SHELL else request.argv,
+                child_fds,
                 cwd=request.cwd or _existing(identity.home),
-                env=environment,
-                user=identity.uid,
-                group=identity.gid,
-                extra_groups=identity.groups,
-                start_new_session=bool(request.flags & m.PTY),
-                process_group=None if request.flags & m.PTY else 0,
-                preexec_fn=self._in_child() if self.containment.join_fd >= 0 or request.flags & m.PTY else None,
+                environment=environment,
+                identity=identity,
+                containment=self.containment,
+                terminal=bool(request.flags & m.PTY),
             )
         finally:
             for fd in closing:
                 os.close(fd)
-        self.pid = process.pid
-        process.returncode = 0  # this module reaps it, by pidfd and with its resource usage
-        self.containment.joined(process.pid)
-        self._pidfd = os.pidfd_open(process.pid)
-
-    def _in_child(self) -> Callable[[], None]:
-        """What runs between fork and exec, with the new user's rights: nothing but system calls on open descriptors."""
-        join_fd, terminal = self.containment.join_fd, bool(self._request.flags & m.PTY)
-
-        def prepare() -> None:
-            if join_fd >= 0:
-                os.write(join_fd, b"0")
-            if terminal:
-                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-        return prepare
+        self.containment.joined(self.pid)
+        self._pidfd = os.pidfd_open(self.pid)
 
     def _open_streams(self, closing: list[int]) -> tuple[int, int, int]:
         """The child's three descriptors; adds to `closing` what the parent closes after the fork, or if this fails."""

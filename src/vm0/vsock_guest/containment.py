@@ -11,11 +11,31 @@ import contextlib
 import os
 import signal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+HOME = "guest"  # the guest's own group below the root: a group with controllers has no processes of its own
+
+
+def open_home(cgroup_root: str) -> int:
+    """Move into the guest's own group, made if needed; returns what `Containment` needs to step back into it."""
+    if not cgroup_root:
+        return -1
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{cgroup_root}/{HOME}")
+    fd = os.open(f"{cgroup_root}/{HOME}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"0")
+    return fd
+
 
 class Containment:
-    """One command's processes. Create before the fork; the child joins through `join_fd`."""
+    """One command's processes. Create before the fork; the child joins through `join_fd`, or is started while the
+    guest is `stepped_in`."""
 
-    def __init__(self, cgroup_root: str, name: str) -> None:
+    def __init__(self, cgroup_root: str, name: str, home_fd: int = -1) -> None:
+        self._home_fd = home_fd
         self._cgroup = f"{cgroup_root}/{name}" if cgroup_root else ""
         self.join_fd = -1
         self._leader = 0
@@ -27,6 +47,18 @@ class Containment:
             except OSError:
                 os.rmdir(self._cgroup)
                 raise
+
+    @contextlib.contextmanager
+    def stepped_in(self) -> Iterator[None]:
+        """The guest itself is in the group meanwhile, so that what it starts is born there."""
+        if self.join_fd < 0:
+            yield
+            return
+        os.write(self.join_fd, b"0")
+        try:
+            yield
+        finally:
+            os.write(self._home_fd, b"0")
 
     def joined(self, leader: int) -> None:
         """The child with this pid was started."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+MIN_TIMERS = 256  # below this the cancelled ones may wait for their time
 LONGEST_POLL_S = 3600.0  # epoll counts milliseconds in 32 bits; a time limit of a month must not break the loop
 
 
@@ -43,6 +44,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
+        self._compact_at = MIN_TIMERS
         self._submitted: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
@@ -63,6 +65,10 @@ class Loop:
 
     def later(self, delay_s: float, call: Callable[[], None]) -> Timer:
         timer = Timer(time.monotonic() + delay_s, call)
+        if len(self._timers) > self._compact_at:  # long limits of short commands: most are cancelled long before
+            self._timers = [other for other in self._timers if other.call is not None]
+            heapq.heapify(self._timers)
+            self._compact_at = max(MIN_TIMERS, 2 * len(self._timers))
         heapq.heappush(self._timers, timer)
         return timer
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import subprocess
 import time
 
 from vm0.vsock_guest.files import RequestError
@@ -72,6 +71,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _ip(*arguments: str) -> None:
+    import subprocess  # only here: it costs 10 ms of a start-up that is waited for
+
     done = subprocess.run(["ip", *arguments], capture_output=True, timeout=COMMAND_S, check=False)
     if done.returncode != 0:
         raise RequestError("io", f"ip {' '.join(arguments)}: {done.stderr.decode(errors='replace').strip()}")

@@ -7,7 +7,7 @@ import signal
 
 from vm0.vsock_guest import power
 from vm0.vsock_guest.command import Command
-from vm0.vsock_guest.containment import Containment, descendants
+from vm0.vsock_guest.containment import Containment, descendants, open_home
 from vm0.vsock_guest.files import (
     ListTransfer,
     ReadTransfer,
@@ -73,6 +73,7 @@ class Server:
         self._quiesced = False
         self._served = False
         self._names = 0
+        self._home_fd = open_home(settings.cgroup_root)
         self._closing_seq: int | None = None
         self._detaching = False
         self.shut_down = False
@@ -180,7 +181,7 @@ class Server:
             raise RequestError("invalid", "argv is empty, or not one text with the shell flag")
         identity = identity_of(request.user, self._settings.user)
         self._names += 1
-        containment = Containment(self._settings.cgroup_root, f"exec-{self._names}")
+        containment = Containment(self._settings.cgroup_root, f"exec-{self._names}", self._home_fd)
 
         def send(reply: Message) -> None:
             if self._commands.get(seq) is command:  # not a stray, whose number means another command by now

@@ -136,6 +136,13 @@ def _read_into(source: BinaryIO, room: memoryview) -> int:
     return len(data)
 
 
+def _write_all(out: BinaryIO, pieces: list[memoryview]) -> None:
+    """All of it, also to a file without a buffer, whose `write` may take a part."""
+    for piece in pieces:
+        while piece:
+            piece = piece[out.write(piece) :]
+
+
 class FileReader(_Transfer):
     """Guest to host."""
 
@@ -162,7 +169,7 @@ class FileReader(_Transfer):
                 if not self._unwritten:
                     return size
                 count, self._unwritten = self._unwritten, 0
-                await asyncio.to_thread(out.writelines, self._ring.newest(count))
+                await asyncio.to_thread(_write_all, out, self._ring.newest(count))
                 size += count
                 self._consumed(count)
         except BaseException:
