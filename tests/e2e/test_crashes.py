@@ -77,7 +77,7 @@ async def test_a_step_that_fails_fails_the_run_with_a_reason_and_not_the_runner(
     assert cluster.leftovers() == []
 
 
-async def _logged(runner, text: str) -> None:  # type: ignore[no-untyped-def]
+async def _logged(runner, text: str) -> None:
     while text not in runner.log_text():
         await asyncio.sleep(0.05)  # a log file has no event to wait for
 

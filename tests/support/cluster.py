@@ -80,7 +80,7 @@ class Service:
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def _open_log(self):  # type: ignore[no-untyped-def]  # a binary file, closed by the caller
+    def _open_log(self):  # a binary file, closed by the caller
         return open(self._log, "ab")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import marshal
 import os
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -33,6 +34,14 @@ NOT_FOR_GUESTS = {"vm0/contracts/schema.py", "vm0/vsock_proto/documentation.py"}
 SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 NATIVE_SUFFIXES = {".so", ".pyd", ".dylib", ".a"}
+COMPILE_S = 60.0
+COMPILER = """
+import marshal, sys
+codes = {}
+for name, source in marshal.load(sys.stdin.buffer).items():
+    codes[name] = marshal.dumps(compile(source, f"guest.pyz/{name}", "exec", dont_inherit=True, optimize=0))
+sys.stdout.buffer.write(marshal.dumps(codes))
+"""
 UNCHECKED_HASH = 0b01  # PEP 552: a hash is there and nobody compares it
 
 
@@ -113,16 +122,32 @@ def digest(sources: dict[str, bytes]) -> str:
 def write_bundle(sources: dict[str, bytes], file: object) -> None:
     """A zip without compression, timestamps or order of its own: equal input gives equal bytes."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle:  # type: ignore[call-overload]  # any binary file
+        codes = compiled(sources)
         for name, content in sources.items():
             bundle.writestr(_entry(name), content)
-            bundle.writestr(_entry(f"{name}c"), bytecode(name, content))
+            bundle.writestr(_entry(f"{name}c"), bytecode(content, codes[name]))
 
 
-def bytecode(name: str, source: bytes) -> bytes:
+def compiled(sources: dict[str, bytes]) -> dict[str, bytes]:
+    """Marshalled code by name, from a fresh interpreter: which objects are written as references depends on what else
+    the compiling process holds (its interned strings), and the same input must give the same bytes."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", COMPILER],
+        input=marshal.dumps(sources),
+        capture_output=True,
+        timeout=COMPILE_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BundleError(f"the guest's sources do not compile: {done.stderr.decode(errors='replace').strip()}")
+    codes: dict[str, bytes] = marshal.loads(done.stdout)
+    return codes
+
+
+def bytecode(source: bytes, code: bytes) -> bytes:
     """A .pyc as PEP 552 lays it out, with an unchecked source hash."""
-    code = compile(source, f"guest.pyz/{name}", "exec", dont_inherit=True, optimize=0)
     header = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH.to_bytes(4, "little") + importlib.util.source_hash(source)
-    return header + marshal.dumps(code)
+    return header + code
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

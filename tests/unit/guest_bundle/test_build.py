@@ -22,7 +22,16 @@ import sys, pathlib
 from vm0.guest_bundle import build_bundle
 print(build_bundle(pathlib.Path(sys.argv[1])).path)
 """
-BUSY_BUILD = "import asyncio, logging, typing, argparse, vm0.vsock_guest.main, vm0.guest_agent.main\n" + BUILD
+# A process that holds every name and text of the sources already, as a long-lived runner may: marshal writes what is
+# used once in another way than what is used elsewhere too.
+BUSY_BUILD = (
+    """
+import asyncio, logging, typing, argparse, vm0.vsock_guest.main, vm0.guest_agent.main
+from vm0.guest_bundle import build
+held = [compile(source, name, "exec") for name, source in build.read_sources().items()]
+"""
+    + BUILD
+)
 IMPORT_ALL = """
 import importlib, json, sys, zipfile
 sys.path.insert(0, sys.argv[1])
@@ -141,6 +150,11 @@ def test_foreign_bytecode_falls_back_to_the_source(
     done = run("-I", "-S", "-c", IMPORT_ALL, str(foreign.path))
     assert done.returncode == 0, done.stderr
     assert {Path(file).suffix for file in json.loads(done.stdout)["files"]} == {".py"}
+
+
+def test_sources_that_do_not_compile_are_named() -> None:
+    with pytest.raises(BundleError, match=r"(?s)do not compile.*broken\.py.*SyntaxError"):
+        build.compiled({"good.py": b"x = 1", "broken.py": b"def f(:"})
 
 
 @pytest.mark.parametrize("argv", [[], ["no-such-program"], ["vsock_guest"], [""]])
