@@ -22,16 +22,8 @@ import sys, pathlib
 from vm0.guest_bundle import build_bundle
 print(build_bundle(pathlib.Path(sys.argv[1])).path)
 """
-# A process that holds every name and text of the sources already, as a long-lived runner may: marshal writes what is
-# used once in another way than what is used elsewhere too.
-BUSY_BUILD = (
-    """
-import asyncio, logging, typing, argparse, vm0.vsock_guest.main, vm0.guest_agent.main
-from vm0.guest_bundle import build
-held = [compile(source, name, "exec") for name, source in build.read_sources().items()]
-"""
-    + BUILD
-)
+# As a long-lived runner may be: marshal writes a text of one letter in another way once somebody has interned it.
+BUSY_BUILD = "import sys; held = [sys.intern(chr(number)) for number in range(256)]\n" + BUILD
 IMPORT_ALL = """
 import importlib, json, sys, zipfile
 sys.path.insert(0, sys.argv[1])
