@@ -42,6 +42,10 @@ ServerOption = Annotated[
 TokenFileOption = Annotated[
     pathlib.Path | None, typer.Option("--token-file", metavar="FILE", help="File with the token. [else $VM0_TOKEN]")
 ]
+RunnerTokenFileOption = Annotated[
+    pathlib.Path | None,
+    typer.Option("--token-file", metavar="FILE", help="File with the token. [else $VM0_RUNNER_TOKEN]"),
+]
 StateDirOption = Annotated[
     pathlib.Path | None, typer.Option("--state-dir", metavar="DIR", help="State directory. [$VM0_HOME]")
 ]
@@ -149,7 +153,7 @@ def runner_start(
     config: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="TOML file; options win over it.")] = None,
     server: ServerOption = "",
     token: Annotated[str, typer.Option(metavar="T", help="Runner token; --token-file is safer.")] = "",
-    token_file: TokenFileOption = None,
+    token_file: RunnerTokenFileOption = None,
     group: Annotated[str, typer.Option(help="Group whose runs to execute. [vm0/default]", show_default=False)] = "",
     backend: Annotated[Backend | None, typer.Option(help="What sandboxes are made with. [auto]")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, max=1024, help="Runs at the same time. [1]")] = None,

@@ -99,7 +99,7 @@ class RunnerConfig:
         object.__setattr__(self, "state_dir", Path(self.state_dir).expanduser().resolve())
         if not re.fullmatch(r"[\x21-\x7e]+", self.token):
             reason = "holds characters no token has" if self.token else "is missing"
-            raise ConfigError("token", reason, hint="make one with `vm0 token create`, kind runner")
+            raise ConfigError("token", reason, hint="make one with `vm0 token create --kind runner`")
         if not re.fullmatch(names.GROUP, self.group) or len(self.group) > 128:
             raise ConfigError("group", f"must be {names.GROUP_MEANS}")
         if not self.name.isprintable() or len(self.name) > 128:

@@ -62,7 +62,7 @@ class Refused(RunnerError):
 
 
 REFUSED_HINTS = {
-    401: "the runner token is not valid on this server; make one with `vm0 token create`",
+    401: "the runner token is not valid on this server; make one with `vm0 token create --kind runner`",
     403: "this runner token may not serve this group",
     404: "is server_url the address of a vm0 server?",
 }
