@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -216,4 +217,9 @@ async def test_the_openapi_page_describes_every_route_by_its_contract(plane: Pla
     references = {word.split('"')[0] for word in json.dumps(page).split("#/components/schemas/")[1:]}
     assert references <= page["components"]["schemas"].keys()
     async with plane.http.get("/docs") as response:
-        assert response.status == 200 and "swagger" in await response.text()
+        text = await response.text()
+        assert response.status == 200 and response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    for path in page["paths"]:
+        assert f"<code>{path}</code>" in text
+    assert set(re.findall(r'href="#(\w+)"', text)) <= set(re.findall(r'id="(\w+)"', text))
+    assert "http://" not in text and "https://" not in text and "<script" not in text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from vm0 import __version__
 from vm0.contracts.errors import STATUS, ErrorCode
-from vm0.server import openapi
+from vm0.server import docs_page, openapi
 from vm0.server.context import ServerContext
 from vm0.server.errors import ApiError
 from vm0.server.routes import objects, runners, runs, storages, system, webhooks
@@ -32,13 +33,21 @@ def documented_app() -> FastAPI:
         version=__version__,
         description="Runs of AI coding agents, one microVM each.",
         redirect_slashes=False,
+        docs_url=None,  # our own, without scripts of others
+        redoc_url=None,
     )
     for module in (runs, runners, webhooks, storages, objects, system):
         app.router.routes.extend(module.router.routes)  # as they are: including wraps each call once more
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    app.add_route("/docs", _docs)
     return app
+
+
+async def _docs(request: Request) -> Response:
+    page = docs_page.render(openapi.document(request.app))
+    return HTMLResponse(page, headers={"Content-Security-Policy": docs_page.POLICY})
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
