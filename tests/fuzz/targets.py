@@ -135,7 +135,7 @@ class _Transfer(Transfer):
     """In the place of a file transfer: touches no file."""
 
     def __init__(self, loop: Loop, request: Message, *rest: Any) -> None:
-        super().__init__(loop, rest[-2], rest[-1])
+        super().__init__(loop, request, rest[-2], rest[-1])
 
     def start(self) -> None:
         self._send(m.Credit(m.FILE, 1))

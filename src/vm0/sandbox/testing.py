@@ -231,6 +231,9 @@ class SandboxSuite:
             (sandbox.read_file("/dev/null", io.BytesIO()), "not_a_file"),
             (sandbox.read_file("/proc", io.BytesIO()), "not_a_file"),
             (sandbox.write_file("relative", b""), "invalid"),
+            (sandbox.read_file("relative", io.BytesIO()), "invalid"),
+            (sandbox.stat("relative"), "invalid"),
+            (sandbox.list_directory("relative"), "invalid"),
             (sandbox.list_directory(missing), "not_found"),
         ]
         for operation, code in cases:

@@ -55,6 +55,13 @@ class RequestError(Exception):
         self.reason = reason
 
 
+def check_absolute(path: str) -> str:
+    """The path itself; what is relative has no meaning here: the loop's directory changes while commands start."""
+    if not path.startswith("/"):
+        raise RequestError("invalid", f"{path}: not an absolute path")
+    return path
+
+
 def reason_of(exc: Exception) -> str:
     """The protocol's word for what went wrong."""
     if isinstance(exc, RequestError):
@@ -70,9 +77,13 @@ class Transfer:
     """A worker thread with an end that is told to the loop once: `finished(transfer, error or None)`."""
 
     def __init__(
-        self, loop: Loop, send: Callable[[Message], None], finished: Callable[[Transfer, Exception | None], None]
-    ):
-        self._loop, self._send, self._finished = loop, send, finished
+        self,
+        loop: Loop,
+        request: Message,
+        send: Callable[[Message], None],
+        finished: Callable[[Transfer, Exception | None], None],
+    ) -> None:
+        self._loop, self._request, self._send, self._finished = loop, request, send, finished
         self._cancelled = threading.Event()
 
     def start(self) -> None:
@@ -99,6 +110,8 @@ class Transfer:
 class WriteTransfer(Transfer):
     """Host to guest."""
 
+    _request: m.WriteFile
+
     def __init__(
         self,
         loop: Loop,
@@ -107,8 +120,8 @@ class WriteTransfer(Transfer):
         send: Callable[[Message], None],
         finished: Callable[[Transfer, Exception | None], None],
     ) -> None:
-        super().__init__(loop, send, finished)
-        self._request, self._identity = request, identity
+        super().__init__(loop, request, send, finished)
+        self._identity = identity
         self._pieces: queue.SimpleQueue[tuple[list[memoryview], bool] | None] = queue.SimpleQueue()  # one window
         self._ring = Ring(m.FILE_WINDOW)
         self._window = ReceiveWindow(m.FILE_WINDOW)
@@ -127,8 +140,8 @@ class WriteTransfer(Transfer):
     def _work(self) -> None:
         request = self._request
         private = bool(request.flags & m.PRIVATE)
-        if not request.path.startswith("/") or request.path.endswith("/"):
-            raise RequestError("invalid", f"{request.path}: not an absolute path of a file")
+        if check_absolute(request.path).endswith("/"):
+            raise RequestError("invalid", f"{request.path}: not the path of a file")
         directory = os.path.dirname(request.path)
         make_directories(directory, self._identity, private=private)
         if os.path.isdir(request.path) and not os.path.islink(request.path):
@@ -177,6 +190,8 @@ class WriteTransfer(Transfer):
 class ReadTransfer(Transfer):
     """Guest to host."""
 
+    _request: m.ReadFile
+
     def __init__(
         self,
         loop: Loop,
@@ -184,8 +199,7 @@ class ReadTransfer(Transfer):
         send: Callable[[Message], None],
         finished: Callable[[Transfer, Exception | None], None],
     ) -> None:
-        super().__init__(loop, send, finished)
-        self._request = request
+        super().__init__(loop, request, send, finished)
         self._window = SendWindow(m.FILE_WINDOW)
         self._ring = Ring(m.FILE_WINDOW)  # what the host gave credit for again, it has received
         self._granted = threading.Condition()
@@ -202,7 +216,7 @@ class ReadTransfer(Transfer):
 
     def _work(self) -> None:
         # Non-blocking, so that a FIFO cannot hold the thread; for a regular file it changes nothing.
-        fd = os.open(self._request.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(check_absolute(self._request.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
@@ -273,18 +287,10 @@ def stat_fields(found: os.stat_result, target: str) -> tuple[int, int, int, int,
 class StatTransfer(Transfer):
     """One file's metadata: in a thread as well, because the path may lead into a file system that hangs."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        request: m.Stat,
-        send: Callable[[Message], None],
-        finished: Callable[[Transfer, Exception | None], None],
-    ) -> None:
-        super().__init__(loop, send, finished)
-        self._request = request
+    _request: m.Stat
 
     def _work(self) -> None:
-        path = self._request.path
+        path = check_absolute(self._request.path)
         found = os.stat(path, follow_symlinks=bool(self._request.follow))
         target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
         message = m.FileStat(*stat_fields(found, target))
@@ -294,19 +300,11 @@ class StatTransfer(Transfer):
 class ListTransfer(Transfer):
     """A directory's names; bounded by its limit and by one listing in memory."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        request: m.List,
-        send: Callable[[Message], None],
-        finished: Callable[[Transfer, Exception | None], None],
-    ) -> None:
-        super().__init__(loop, send, finished)
-        self._request = request
+    _request: m.List
 
     def _work(self) -> None:
         names = []
-        with os.scandir(self._request.path) as entries:
+        with os.scandir(check_absolute(self._request.path)) as entries:
             for entry in entries:
                 names.append(entry.name)
                 if len(names) > self._request.limit:
