@@ -224,6 +224,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
+        if len(body) < size:  # the sender went away in the middle: like the real server, keep nothing of it
+            self.close_connection = True
+            return
         path, _, query = self.path.partition("?")
         content_type = self.headers.get("Content-Type", "")
         answer = self.api.handle(Received(self.command, path, query, body, time.monotonic(), content_type))
