@@ -222,15 +222,16 @@ class AgentRun:
 
         threading.Thread(target=make, name=CHECKPOINT_THREAD, daemon=True).start()
         done = self._messages.wait_done(CHECKPOINT_THREAD, self._timings.checkpoint_s)
+        # The first cause counts: a request to stop makes the thread fail, which must not look like the reason.
+        stop, stored = self._messages.stop, done and not problems
         abandoned.set()
         client.close()
-        stop = self._messages.stop
-        if done and not problems:
+        if stored:
             return ending
-        if problems:
-            reason, detail = "checkpoint_failed", problems[0]
-        elif stop is not None:
+        if stop is not None:
             reason, detail = stop.reason, f"{stop.detail}, while the checkpoint was being stored"
+        elif done:
+            reason, detail = "checkpoint_failed", problems[0]
         else:
             reason, detail = "checkpoint_failed", f"not stored within {self._timings.checkpoint_s:g} s"
         if not ending.success:
