@@ -30,6 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     # backends
     "sandbox_common": {"sandbox", "vsock_host"},
     "guest_bundle": set(),
+    "microvm": {"sandbox"},
+    "image": {"guest_bundle", "microvm"},
+    "sandbox_qemu": {"sandbox", "sandbox_common", "vsock_host", "microvm", "image"},
     "sandbox_process": {"sandbox", "sandbox_common", "guest_bundle", "vsock_host"},
     # services
     "proxy_addon": {"contracts"},

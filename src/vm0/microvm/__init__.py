@@ -1,0 +1,1 @@
+"""What every backend with virtual machines shares: the guest's fixed identity, namespaces, disks, memory, processes."""
