@@ -14,8 +14,9 @@ import pytest
 from tests.support.capabilities import require
 from vm0.sandbox import BackendUnavailable, SandboxConfig, StartError, State
 from vm0.sandbox.testing import SandboxSuite, new_config, sh
-from vm0.sandbox_process import ProcessSandboxFactory, cgroups
-from vm0.sandbox_process.factory import socket_directory
+from vm0.sandbox_common import cgroups
+from vm0.sandbox_common.ownership import socket_directory
+from vm0.sandbox_process import ProcessSandboxFactory
 
 pytestmark = pytest.mark.host
 
@@ -99,7 +100,8 @@ OWNER = """
 import asyncio, pathlib, sys
 from vm0.sandbox.testing import sh
 from vm0.sandbox import SandboxConfig
-from vm0.sandbox_process import ProcessSandboxFactory, cgroups
+from vm0.sandbox_common import cgroups
+from vm0.sandbox_process import ProcessSandboxFactory
 
 async def main():
     if sys.argv[2] != "True":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vm0.cli.api import ApiClient
 from vm0.contracts.runs import AgentKind, RunRequest, RunView
-from vm0.sandbox_process.factory import socket_directory
+from vm0.sandbox_common.ownership import socket_directory
 from vm0.server.tokens import create_token
 
 START_S = 20.0

@@ -9,7 +9,7 @@ import pytest
 from tests.support.capabilities import require
 from tests.vsock.endpoints import Endpoint, RawHost, command_group, connected_guest, guest_process
 from vm0.guest_bundle import GuestBundle, build_bundle
-from vm0.sandbox_process import cgroups
+from vm0.sandbox_common import cgroups
 from vm0.vsock_host import GuestClient
 
 

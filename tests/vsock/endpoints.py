@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vm0.guest_bundle import GuestBundle
-from vm0.sandbox_process import cgroups
+from vm0.sandbox_common import cgroups
 from vm0.vsock_host import GuestClient, GuestListener
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.connection import Connection

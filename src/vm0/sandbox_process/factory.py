@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import logging
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from vm0.guest_bundle import GuestBundle, build_bundle
-from vm0.sandbox import BackendUnavailable, IsolationTier, Sandbox, SandboxConfig, SandboxError
-from vm0.sandbox_process import cgroups
-from vm0.sandbox_process.sandbox import ProcessSandbox, kill_guest_of
+from vm0.sandbox import IsolationTier, Sandbox, SandboxConfig, SandboxError
+from vm0.sandbox_common import cgroups
+from vm0.sandbox_common.ownership import locked, make_private, short_hash, socket_directory
+from vm0.sandbox_common.recorded_process import end_recorded
+from vm0.sandbox_process.sandbox import PID_FILE, ProcessSandbox
 
 log = logging.getLogger("vm0.sandbox_process")
 
@@ -44,11 +43,11 @@ class ProcessSandboxFactory:
 
     async def __aenter__(self) -> ProcessSandboxFactory:
         make_private(self._root)
-        self._lock = _locked(self._root / "lock")
+        self._lock = locked(self._root / "lock")
         try:
             make_private(self._sockets)
             parent = cgroups.writable_parent()
-            self._cgroup = parent / f"vm0-{_short_hash(self._root)}" if parent else None
+            self._cgroup = parent / f"vm0-{short_hash(self._root)}" if parent else None
             await self._reconcile()
             if self._cgroup is not None:
                 self._cgroup.mkdir(exist_ok=True)
@@ -107,7 +106,7 @@ class ProcessSandboxFactory:
         make_private(folder)
         for leftover in sorted(folder.iterdir()):
             log.warning("removing sandbox %s of a crashed owner", leftover.name, extra={"action": "sandbox_reclaimed"})
-            await kill_guest_of(leftover)
+            await end_recorded(leftover / PID_FILE)  # it takes its commands with it
         if self._cgroup is not None:
             await cgroups.remove(self._cgroup)
         for path in (*folder.iterdir(), *self._sockets.iterdir()):
@@ -117,38 +116,3 @@ class ProcessSandboxFactory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def make_private(path: Path) -> None:
-    """A directory that only we can enter; refuses one of somebody else's or a symbolic link."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise BackendUnavailable(f"{path} is not a directory of ours", hint="remove it or choose another one")
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
-
-
-def socket_directory(root: Path) -> Path:
-    """Short, and the same for the same root, so that a restarted owner finds the sockets of its past self."""
-    base = Path("/run/vm0") if os.geteuid() == 0 else Path(f"/tmp/vm0-{os.geteuid()}")
-    return base / _short_hash(root)
-
-
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
-
-
-def _locked(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise BackendUnavailable(
-            f"{path.parent} is in use by process {holder}", hint="use another state directory, or stop that process"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd

@@ -15,14 +15,15 @@ from typing import BinaryIO
 
 from vm0.guest_bundle import GuestBundle
 from vm0.sandbox import IsolationTier, SandboxConfig, StartError, UnixSocket
-from vm0.sandbox_common import GuestSandbox
-from vm0.sandbox_process import cgroups
+from vm0.sandbox_common import GuestSandbox, cgroups
+from vm0.sandbox_common.recorded_process import record_process
 from vm0.vsock_host import GuestClient, GuestListener
 
 START_S = 15.0  # spawn to finished handshake; a busy machine takes 1 s
 GIVE_UP_S = 3.0  # the guest endpoint exits by itself this long after its host vanished
 TERMINATE_S = 5.0
 LOG_TAIL_BYTES = 4096
+PID_FILE = "guest.pid"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -104,7 +105,7 @@ class ProcessSandbox(GuestSandbox):
                 env={"PATH": PATH, "LANG": "C.UTF-8"},
                 start_new_session=True,
             )
-        (self._folder / "guest.pid").write_text(f"{self._process.pid} {_start_time(self._process.pid)}\n")
+        record_process(self._folder / PID_FILE, self._process.pid)
         if self._cgroup is not None:  # before the handshake, so before it can have started anything
             with contextlib.suppress(ProcessLookupError):
                 cgroups.add(self._cgroup, self._process.pid)
@@ -133,43 +134,4 @@ class ProcessSandbox(GuestSandbox):
         with contextlib.suppress(OSError), open(self._folder / "guest.log", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
-        return ""
-
-
-async def kill_guest_of(folder: Path) -> None:
-    """End the guest endpoint that a crashed owner left with this folder; it takes its commands with it. The process is
-    known by its number and its start time, so that a reused number is never signalled."""
-    try:
-        pid, started = (folder / "guest.pid").read_text().split()
-    except (OSError, ValueError):
-        return
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(int(pid))
-        try:
-            if _start_time(int(pid)) == started:
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                await _wait_readable(pidfd, TERMINATE_S)
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-
-
-async def _wait_readable(fd: int, limit_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
-    try:
-        async with asyncio.timeout(limit_s):
-            await readable.wait()
-    except TimeoutError:
-        return
-    finally:
-        loop.remove_reader(fd)
-
-
-def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat: ticks since boot; unique together with the number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
         return ""
