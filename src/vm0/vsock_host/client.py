@@ -42,10 +42,8 @@ class GuestClient:
     link is gone), TIMEOUT (no answer; whether it was done is unknown), PROTOCOL (it misbehaved; the link is closed).
     Cancelling a call cancels the operation in the guest; the link stays usable."""
 
-    def __init__(self, link: Link, ready: m.Ready) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
-        self.boot_id = ready.boot_id
-        self.build = ready.build
 
     async def lost(self) -> str:
         """Wait for the end of the link; returns why."""

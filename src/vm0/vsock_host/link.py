@@ -37,13 +37,14 @@ class Operation(Protocol):
 
 
 class Link:
-    """Owns the connected socket. `ready` resolves to the guest's first message, `lost` to the reason of the end."""
+    """Owns the connected socket. `ready` resolves to the guest's first message, `lost` to the reason of the end. On a
+    `resumed` link, that of a restored guest, there is no first message: see `vsock_proto.connection`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, resumed: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         sock.setblocking(False)
-        self._connection = Connection("host")
+        self._connection = Connection("host", resumed=resumed)
         self._operations: dict[int, Operation] = {}
         self._next_seq = 1
         self._queue = SendQueue()

@@ -1,22 +1,20 @@
 """Waiting for the guest: it dials, the host listens, exactly one connection is let in.
 
-The handshake, all under one deadline: *ready* with the expected token and build, then a *ping* that is answered, which
-proves that the guest's loop reads and did not only connect. Whoever connects without the token is dropped and does not
-end the wait; after the right one the listener is gone and nobody else can connect.
+The handshake is under the same deadline. Whoever connects without the token is dropped and does not end the wait; after
+the right one the listener is gone and nobody else can connect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import os
 import socket
 from collections.abc import Coroutine
 
-from vm0.sandbox import SandboxError, SandboxOperationError
 from vm0.vsock_host.client import GuestClient
+from vm0.vsock_host.handshake import HandshakeError, shake_hands
 from vm0.vsock_host.link import Link
 
 log = logging.getLogger("vm0.vsock_host")
@@ -24,10 +22,6 @@ log = logging.getLogger("vm0.vsock_host")
 MAX_PATH = 107  # sun_path without its terminating NUL
 ACCEPT_RETRY_S = 0.2
 MAX_CANDIDATES = 8  # connections in their handshake at once; more are closed unread
-
-
-class HandshakeError(SandboxError):
-    """no guest completed the handshake"""
 
 
 class GuestListener:
@@ -112,29 +106,16 @@ class GuestListener:
         """The whole life of a candidate; only the accepted one keeps its connection."""
         assert self._accepted is not None
         try:
-            client = await self._checked(link)
+            client = await shake_hands(link, token=self._token, build=self._build)
             if self._accepted.done():
                 raise HandshakeError("a second guest")
             self._accepted.set_result(client)
             self._candidates.remove(link)  # whose life goes on
             self._close()
-        except (HandshakeError, SandboxOperationError) as exc:
+        except HandshakeError as exc:
             link.close(f"handshake refused: {exc}")
             self._refuse(str(exc))
             self._candidates.remove(link)
-
-    async def _checked(self, link: Link) -> GuestClient:
-        await asyncio.wait((link.ready, link.lost), return_when=asyncio.FIRST_COMPLETED)
-        if link.lost.done():
-            raise HandshakeError(f"it went away before it said ready ({link.lost.result()})")
-        ready = link.ready.result()
-        if not hmac.compare_digest(ready.token, self._token):
-            raise HandshakeError("wrong token")
-        if self._build and ready.build != self._build:
-            raise HandshakeError(f"guest code is of build {ready.build!r}, this host needs {self._build!r}")
-        client = GuestClient(link, ready)
-        await client.ping()
-        return client
 
     def _refuse(self, why: str) -> None:
         self._refusals = [*self._refusals[-9:], why]

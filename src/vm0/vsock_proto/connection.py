@@ -27,13 +27,17 @@ class Unknown:
 
 
 class Connection:
-    """`role` is who we are: `host` or `guest`. Fill `decoder.buffer()`, then take `messages()`."""
+    """`role` is who we are: `host` or `guest`. Fill `decoder.buffer()`, then take `messages()`.
 
-    def __init__(self, role: str) -> None:
+    `resumed`: the guest said *ready* before it was frozen in a snapshot, on a link that it takes for this one; the host
+    speaks first then.
+    """
+
+    def __init__(self, role: str, *, resumed: bool = False) -> None:
         if role not in ("host", "guest"):
             raise ValueError(f"role {role!r} is neither host nor guest")
         self._role = role
-        self._ready_due = role == "host"
+        self._ready_due = role == "host" and not resumed
         self.decoder = FrameDecoder()
 
     def messages(self) -> Iterator[tuple[int, Message | Unknown]]:

@@ -175,3 +175,11 @@ def test_whatever_comes_in_nothing_but_remote_errors_come_out(data: st.DataObjec
                 assert isinstance(message, Message | Unknown)
         except RemoteProtocolError:
             return
+
+
+def test_a_resumed_link_has_no_ready() -> None:
+    """The guest of a snapshot said it before: the host speaks first, and a second *ready* is as illegal as ever."""
+    done = raw(m.Done(), 1)
+    assert taken(Connection("host", resumed=True), [done]) == [(1, m.Done())]
+    with pytest.raises(RemoteProtocolError, match="ready"):
+        taken(Connection("host", resumed=True), [READY_FRAME])
