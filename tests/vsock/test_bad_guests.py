@@ -247,7 +247,6 @@ PROTOCOL_BREACHES: dict[str, tuple[Call, Callable[[int], bytes], str]] = {
     "unknown-seq": (run, lambda seq: raw(RESULT, seq + 1), "no open operation"),
     "second-result": (run, lambda seq: raw(RESULT, seq + 1) + raw(RESULT, seq), "no open operation"),
     "unknown-type": (run, lambda seq: raw(m.Done(), seq, type=0x55), "unknown message type 0x55"),
-    "ready-again": (run, lambda seq: raw(READY, 0), "come once"),
     "seq-0": (run, lambda seq: raw(RESULT, 0), "seq 0"),
     "garbage": (run, lambda seq: b"\xff" * 64, "frame body"),
     "cut-payload": (run, lambda seq: frame_header(m.Result.TYPE, seq, 3) + b"abc", "early"),
@@ -294,6 +293,17 @@ class Stuck(io.RawIOBase):
     def write(self, data: bytes) -> int:  # type: ignore[override]  # any buffer
         self.goes_on.wait(1.0)
         return len(data)
+
+
+async def test_a_guest_endpoint_that_was_started_again_is_a_crash(pair: tuple[GuestClient, Peer]) -> None:
+    """A VM's init does that on the same port: whatever ran before is gone."""
+    guest, peer = pair
+    calling = asyncio.ensure_future(run(guest))
+    await peer.expect(m.Exec)
+    await peer.send_bytes(raw(READY, 0))
+    with pytest.raises(SandboxOperationError) as caught:
+        await calling
+    assert caught.value.reason is Reason.CRASHED and "started again" in await guest.lost()
 
 
 @pytest.mark.parametrize("what", PROTOCOL_BREACHES)

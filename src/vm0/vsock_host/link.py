@@ -16,7 +16,7 @@ from vm0.sandbox import Reason, SandboxOperationError
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.connection import Connection, Unknown
-from vm0.vsock_proto.errors import REASONS, LocalProtocolError, RemoteProtocolError
+from vm0.vsock_proto.errors import REASONS, GuestRestarted, LocalProtocolError, RemoteProtocolError
 from vm0.vsock_proto.sending import SendQueue
 
 log = logging.getLogger("vm0.vsock_host")
@@ -134,6 +134,8 @@ class Link:
             pass
         except OSError as exc:
             self.close(f"connection lost: {exc}")
+        except GuestRestarted as exc:  # a VM's init starts a guest endpoint that died once more, on the same port
+            self.close(f"the guest endpoint died: {exc}")
         except RemoteProtocolError as exc:
             self.close(f"protocol error: {exc}")
         return None

@@ -8,7 +8,7 @@ seq from 1 up. Breaking one is a RemoteProtocolError and ends the link. A type t
 from __future__ import annotations
 
 from vm0.vsock_proto.codec import REGISTRY, Message
-from vm0.vsock_proto.errors import LocalProtocolError, RemoteProtocolError
+from vm0.vsock_proto.errors import GuestRestarted, LocalProtocolError, RemoteProtocolError
 from vm0.vsock_proto.framing import Frame, FrameDecoder, frame_header
 from vm0.vsock_proto.messages import VERSION, Data, Ready
 
@@ -76,8 +76,10 @@ class Connection:
         return cls.decode(frame.payload)
 
     def _check_ready(self, frame: Frame, cls: type[Message] | None) -> None:
-        if cls is not Ready or not self._ready_due:
-            raise RemoteProtocolError("ready must be the first message and come once")
+        if not self._ready_due:
+            raise GuestRestarted
+        if cls is not Ready:
+            raise RemoteProtocolError("ready must be the first message")
         if frame.seq != 0:
             raise RemoteProtocolError(f"ready with seq {frame.seq}")
         # The version stands first and is read before the rest, which another version may lay out differently.

@@ -11,6 +11,13 @@ class RemoteProtocolError(ProtocolError):
     """the peer sent something illegal; the link must be closed"""
 
 
+class GuestRestarted(RemoteProtocolError):
+    """ready came once more (it must come once): the guest endpoint was started again"""
+
+    def __init__(self) -> None:
+        super().__init__((type(self).__doc__ or "").strip())
+
+
 class LocalProtocolError(ProtocolError):
     """we were about to send something illegal; nothing was sent"""
 
