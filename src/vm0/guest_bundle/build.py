@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ PACKAGES = (
     "guest_agent",
     "guest_common",
     "guest_download",
+    "guest_init",
     "guest_mock_claude",
     "vsock_guest",
     "vsock_proto",
@@ -34,15 +36,18 @@ NOT_FOR_GUESTS = {"vm0/contracts/schema.py", "vm0/vsock_proto/documentation.py"}
 SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 NATIVE_SUFFIXES = {".so", ".pyd", ".dylib", ".a"}
-COMPILE_S = 60.0
+COMPILE_S = 120.0  # under emulation of another processor too
 COMPILER = """
-import marshal, sys
-codes = {}
+import importlib.util, marshal, sys
+header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little")  # PEP 552: a hash is there and nobody compares it
+files = {}
 for name, source in marshal.load(sys.stdin.buffer).items():
-    codes[name] = marshal.dumps(compile(source, f"guest.pyz/{name}", "exec", dont_inherit=True, optimize=0))
-sys.stdout.buffer.write(marshal.dumps(codes))
+    code = marshal.dumps(compile(source, f"guest.pyz/{name}", "exec", dont_inherit=True, optimize=0))
+    files[name] = header + importlib.util.source_hash(source) + code
+sys.stdout.buffer.write(marshal.dumps(files, 2))
 """
-UNCHECKED_HASH = 0b01  # PEP 552: a hash is there and nobody compares it
+MARSHAL_VERSION = 2  # of what goes to and from the compiler: every CPython reads it
+MAGIC = "import importlib.util; print(importlib.util.MAGIC_NUMBER[:2].hex())"
 
 
 class BundleError(Exception):
@@ -57,19 +62,23 @@ class GuestBundle:
     build: str
 
 
-def build_bundle(cache: Path) -> GuestBundle:
+def build_bundle(cache: Path, *, python: Sequence[str] = (sys.executable,)) -> GuestBundle:
     """The bundle of the installed sources, built into `cache` unless it is there. Safe to call at the same time from
-    several processes: it appears under its name only when complete. Raises BundleError, OSError."""
+    several processes: it appears under its name only when complete.
+
+    `python` is the command that starts the interpreter which will run it (a guest's: `chroot TREE /usr/bin/python3`).
+    Raises BundleError, OSError.
+    """
     sources = read_sources()
     build = digest(sources)
-    path = cache / f"guest-{build}-{_magic()}.pyz"
+    path = cache / f"guest-{build}-{_magic(python)}.pyz"
     if not path.exists():
         check_imports(sources)
         cache.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=cache, prefix=path.name, suffix=".tmp")
         try:
             with os.fdopen(fd, "wb") as file:
-                write_bundle(sources, file)
+                write_bundle(sources, file, python=python)
             os.chmod(temporary, 0o644)  # commands run by other users of the guest start programs from it
             os.replace(temporary, path)
         except BaseException:
@@ -119,42 +128,41 @@ def digest(sources: dict[str, bytes]) -> str:
     return total.hexdigest()[:16]
 
 
-def write_bundle(sources: dict[str, bytes], file: object) -> None:
+def write_bundle(sources: dict[str, bytes], file: object, *, python: Sequence[str] = (sys.executable,)) -> None:
     """A zip without compression, timestamps or order of its own: equal input gives equal bytes."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as bundle:  # type: ignore[call-overload]  # any binary file
-        codes = compiled(sources)
+        files = compiled(sources, python=python)
         for name, content in sources.items():
             bundle.writestr(_entry(name), content)
-            bundle.writestr(_entry(f"{name}c"), bytecode(content, codes[name]))
+            bundle.writestr(_entry(f"{name}c"), files[name])
 
 
-def compiled(sources: dict[str, bytes]) -> dict[str, bytes]:
-    """Marshalled code by name, from a fresh interpreter: which objects are written as references depends on what else
-    the compiling process holds (its interned strings), and the same input must give the same bytes."""
+def compiled(sources: dict[str, bytes], *, python: Sequence[str] = (sys.executable,)) -> dict[str, bytes]:
+    """Contents of .pyc files by name of the source, from a fresh interpreter: which objects are written as references
+    depends on what else the compiling process holds (its interned strings), and the same input must give the same
+    bytes."""
+    answer = _answer(python, COMPILER, marshal.dumps(sources, MARSHAL_VERSION), "the guest's sources do not compile")
+    files: dict[str, bytes] = marshal.loads(answer)
+    return files
+
+
+def _magic(python: Sequence[str]) -> str:
+    """Which bytecode that interpreter runs."""
+    if tuple(python) == (sys.executable,):
+        return importlib.util.MAGIC_NUMBER[:2].hex()
+    return _answer(python, MAGIC, b"", "the guest's Python does not run").decode().strip()
+
+
+def _answer(python: Sequence[str], program: str, question: bytes, problem: str) -> bytes:
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", COMPILER],
-        input=marshal.dumps(sources),
-        capture_output=True,
-        timeout=COMPILE_S,
-        check=False,
+        [*python, "-I", "-S", "-c", program], input=question, capture_output=True, timeout=COMPILE_S, check=False
     )
     if done.returncode != 0:
-        raise BundleError(f"the guest's sources do not compile: {done.stderr.decode(errors='replace').strip()}")
-    codes: dict[str, bytes] = marshal.loads(done.stdout)
-    return codes
-
-
-def bytecode(source: bytes, code: bytes) -> bytes:
-    """A .pyc as PEP 552 lays it out, with an unchecked source hash."""
-    header = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH.to_bytes(4, "little") + importlib.util.source_hash(source)
-    return header + code
+        raise BundleError(f"{problem}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, TIMESTAMP)
     info.external_attr = 0o644 << 16
     return info
-
-
-def _magic() -> str:
-    return importlib.util.MAGIC_NUMBER[:2].hex()
