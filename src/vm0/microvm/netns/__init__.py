@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vm0.microvm.netns.errors import NamespaceError
-from vm0.microvm.netns.host import Namespace
+from vm0.microvm.netns.namespace import Namespace
 from vm0.microvm.netns.pool import NamespacePool
 
 __all__ = ["Namespace", "NamespaceError", "NamespacePool"]

@@ -14,6 +14,7 @@ class NamespaceError(SandboxError):
 HINTS = {
     errno.EPERM: "network namespaces need root (CAP_NET_ADMIN and CAP_SYS_ADMIN)",
     errno.EACCES: "network namespaces need root (CAP_NET_ADMIN and CAP_SYS_ADMIN)",
+    errno.EROFS: "/proc/sys is read-only here: run it on the host itself, not in a container",
     errno.ENOSPC: "a limit of the kernel: see /proc/sys/user/max_net_namespaces and /proc/sys/fs/mount-max",
     errno.EMFILE: "raise the limit of open files (ulimit -n) of this process",
     errno.ENFILE: "raise /proc/sys/fs/file-max",

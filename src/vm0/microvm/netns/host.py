@@ -7,12 +7,10 @@ that starts it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +18,12 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
-from vm0.microvm.guest import TAP_NAME
-from vm0.microvm.netns import apply, links, names, nft, tap
+from vm0.microvm.netns import apply, links, names, nft
 from vm0.microvm.netns.errors import NamespaceError, hint_for
 from vm0.microvm.netns.leases import Lease, LeaseDirectory
+from vm0.microvm.netns.namespace import Namespace
 from vm0.microvm.netns.plan import NETWORK, Slot, is_usable_resolver, nameserver, parse_slot
 from vm0.microvm.netns.policy import TABLE, host_rules, host_rules_removal, obstacles
-from vm0.microvm.netns.threads import call_inside
 
 log = logging.getLogger("vm0.microvm.netns")
 
@@ -35,61 +32,6 @@ AUTOMATIC = "auto"
 RESOLVER_FILES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 NFPROTO_INET = 1  # include/uapi/linux/netfilter.h
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-
-
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    """A VM's network namespace. Valid until it is released."""
-
-    slot: Slot
-    netns_path: Path  # for setns
-
-    @property
-    def name(self) -> str:
-        return self.slot.name
-
-    @property
-    def host_address(self) -> str:
-        """The host's end of this VM's link, and of no other: the bridge listens there."""
-        return self.slot.host_address
-
-    @property
-    def source_address(self) -> str:
-        """Where what the VM sends comes from, as the host sees it; nobody else can send from it."""
-        return self.slot.source_address
-
-    @property
-    def host_link(self) -> str:
-        return self.slot.host_link
-
-    def open_tap(self, owner_uid: int) -> int:
-        """A descriptor of the tap (close-on-exec, blocking, with vnet header), for a VMM that takes one; the caller
-        closes it. The tap belongs to the user from then on. Blocks for less than a millisecond.
-
-        Raises NamespaceError, also while the tap is open already: it has one queue.
-        """
-
-        def attach() -> int:
-            fd = tap.open_tap(TAP_NAME)
-            try:
-                tap.set_owner(fd, owner_uid)
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd
-
-        try:
-            return call_inside(self.netns_path, attach)
-        except OSError as exc:
-            hint = "one VMM at a time" if exc.errno == errno.EBUSY else hint_for(exc)
-            raise NamespaceError(f"tap {TAP_NAME} in {self.name}: {exc}", hint=hint) from exc
-
-    def set_tap_owner(self, owner_uid: int) -> None:
-        """For a VMM that opens the tap by its name inside the namespace, as that user: it may, from then on.
-
-        Blocks for less than a millisecond. Raises NamespaceError, also while the tap is open.
-        """
-        os.close(self.open_tap(owner_uid))
 
 
 class Host(Protocol):
@@ -130,7 +72,8 @@ class LinuxHost:
                 _install_rules(self._resolver)
                 _warn_of_obstacles()
             except BaseException:
-                self._give_back(lease)
+                with contextlib.suppress(NamespaceError):  # fails for the same reason, which is already on its way
+                    self._give_back(lease)
                 raise
             self._lease = lease
         return lease.pool

@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from vm0.microvm.netns import threads
 from vm0.microvm.netns.errors import NamespaceError
-from vm0.microvm.netns.host import AUTOMATIC, Host, LinuxHost, Namespace
+from vm0.microvm.netns.host import AUTOMATIC, Host, LinuxHost
 from vm0.microvm.netns.names import NETNS_DIR
+from vm0.microvm.netns.namespace import Namespace
 from vm0.microvm.netns.plan import NAMESPACES
 
 log = logging.getLogger("vm0.microvm.netns")
