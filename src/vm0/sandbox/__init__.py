@@ -8,14 +8,15 @@ Nothing here does I/O. One life of a sandbox::
        CREATED ──── start ───────▶ RUNNING ──── stop, kill ──▶ STOPPED ─────────────▶ nothing is left on the host
           │                         │    ▲                        ▲
           └── start fails ─▶ STOPPED│    └─ resume ─┐             │
-                                    └─ quiesce ─▶ QUIESCED ───────┤
+                                    ├─ quiesce ─▶ QUIESCED ───────┤
+                                    ├─ pause ───▶ PAUSED ─────────┤   (virtual machines only; unpause leads back)
                                     │                             │
                                     └── it dies ──▶ CRASHED ── stop, kill
 """
 
 from __future__ import annotations
 
-from vm0.sandbox.api import OutputStream, Process, Sandbox, SandboxFactory
+from vm0.sandbox.api import Forking, OutputStream, Process, Sandbox, SandboxFactory, VirtualMachine
 from vm0.sandbox.errors import (
     BackendUnavailable,
     InvalidStateError,
@@ -51,6 +52,7 @@ __all__ = [
     "ExecResult",
     "FileKind",
     "FileStat",
+    "Forking",
     "InvalidStateError",
     "IsolationTier",
     "OutputStream",
@@ -68,5 +70,6 @@ __all__ = [
     "State",
     "StreamResult",
     "UnixSocket",
+    "VirtualMachine",
     "next_state",
 ]

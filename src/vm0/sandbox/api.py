@@ -7,7 +7,7 @@ dies, never by time-out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 from vm0.sandbox.state import State
@@ -156,6 +156,22 @@ class Sandbox(Protocol):
         ...
 
 
+class VirtualMachine(Sandbox, Protocol):
+    """What a sandbox with a kernel of its own can do besides."""
+
+    async def pause(self) -> None:
+        """Stop its processors. Operations under way wait; the guest does not notice."""
+        ...
+
+    async def unpause(self) -> None:
+        """Let it run on, with its clock set."""
+        ...
+
+    async def set_memory(self, memory_mib: int) -> None:
+        """Ask the guest to get along with this much memory. A request: it gives back what it can, and not at once."""
+        ...
+
+
 class SandboxFactory(Protocol):
     """Makes sandboxes of one backend. Use as an async context manager: it owns what they share."""
 
@@ -185,4 +201,16 @@ class SandboxFactory(Protocol):
 
     def describe(self) -> Mapping[str, str]:
         """Facts for logs and `vm0 runner`: versions, accelerator, why this tier."""
+        ...
+
+
+class Forking(Protocol):
+    """A factory whose running sandboxes can be multiplied."""
+
+    async def fork(self, sandbox: Sandbox, configs: Sequence[SandboxConfig]) -> list[Sandbox]:
+        """Start sandboxes that are as this one is now: its memory, its disk, its processes but those of commands.
+
+        No command may run in it (SandboxOperationError STATE); it stands still meanwhile and runs on afterwards. All of
+        the forks are started, or none is left.
+        """
         ...

@@ -11,6 +11,7 @@ class State(enum.Enum):
     CREATED = "created"  #: resources allocated, nothing runs
     RUNNING = "running"  #: the guest answered; every operation is allowed
     QUIESCED = "quiesced"  #: the guest refuses new work; may be snapshotted
+    PAUSED = "paused"  #: its processors stand still; it does not notice
     CRASHED = "crashed"  #: the guest is gone without having been asked
     STOPPED = "stopped"  #: nothing runs; only destroy is left
 
@@ -22,7 +23,10 @@ TRANSITIONS: dict[tuple[State, str], State] = {
     (State.QUIESCED, "quiesce"): State.QUIESCED,
     (State.QUIESCED, "resume"): State.RUNNING,
     (State.RUNNING, "resume"): State.RUNNING,
+    (State.RUNNING, "pause"): State.PAUSED,
+    (State.PAUSED, "unpause"): State.RUNNING,
     (State.RUNNING, "crash"): State.CRASHED,
+    (State.PAUSED, "crash"): State.CRASHED,
     (State.QUIESCED, "crash"): State.CRASHED,
     **{(state, "stop"): State.STOPPED for state in State},  # stop and kill are idempotent by construction
 }

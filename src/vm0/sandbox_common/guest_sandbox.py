@@ -30,6 +30,8 @@ from vm0.vsock_host import GuestClient
 
 log = logging.getLogger("vm0.sandbox")
 
+LIVING = (State.RUNNING, State.QUIESCED, State.PAUSED)
+
 
 class GuestSandbox:
     """Base of the backends' sandboxes; implements `vm0.sandbox.Sandbox` but for what only a backend knows."""
@@ -71,7 +73,7 @@ class GuestSandbox:
 
     async def stop(self) -> None:
         async with self._ending:
-            if self._state in (State.RUNNING, State.QUIESCED) and self._client is not None:
+            if self._state in LIVING and self._client is not None:
                 self._state = next_state(self._state, "stop")
                 with contextlib.suppress(SandboxOperationError):
                     await self._client.shutdown()
@@ -135,6 +137,10 @@ class GuestSandbox:
         """The last lines the guest or its VMM printed, for errors."""
         return ""
 
+    async def _death_note(self, why: str) -> str:
+        """`why` the link was lost, with what the backend knows of it. Bounded."""
+        return why
+
     def _guest(self, operation: str) -> GuestClient:
         if self._client is None or self._state in (State.CREATED, State.STOPPED):
             next_state(self._state, operation if operation in ("quiesce", "resume") else "operate")
@@ -143,8 +149,9 @@ class GuestSandbox:
 
     async def _watch(self, client: GuestClient) -> None:
         why = await client.lost()
-        if self._state in (State.RUNNING, State.QUIESCED):
+        if self._state in LIVING:
             self._state = next_state(self._state, "crash")
+            why = await self._death_note(why)
             log.warning(
                 "sandbox %s died: %s",
                 self.sandbox_id,

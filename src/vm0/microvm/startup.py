@@ -1,0 +1,61 @@
+"""Named start-up steps: each within its limit, each with an undo; a failed start leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+from vm0.sandbox import SandboxError, StartError
+
+T = TypeVar("T")
+Undo = Callable[[], Awaitable[None] | None]
+log = logging.getLogger("vm0.microvm")
+
+
+class Startup:
+    """The steps of one start. `seconds` says how long each took."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[str, Undo]] = []
+        self.seconds: dict[str, float] = {}
+
+    def owns(self, name: str, undo: Undo) -> None:
+        """What must be undone from here on."""
+        self._undo.append((name, undo))
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A step that takes no time worth a limit. Raises StartError with its name for whatever expected goes wrong."""
+        begun = time.monotonic()
+        try:
+            yield
+        except StartError:
+            raise
+        except (SandboxError, OSError) as exc:
+            raise StartError(name, str(exc), hint=getattr(exc, "hint", "")) from exc
+        finally:
+            self.seconds[name] = time.monotonic() - begun
+
+    async def step(self, name: str, work: Awaitable[T], *, limit_s: float) -> T:
+        """Do one step. Raises StartError with its name when it fails or takes longer than its limit."""
+        with self.timed(name):
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await work
+            except TimeoutError as exc:
+                raise StartError(name, f"not done within {limit_s:g} s") from exc
+
+    async def undo(self) -> None:
+        """Undo everything, newest first; a failure is logged and the rest is undone all the same. Idempotent."""
+        while self._undo:
+            name, undo = self._undo.pop()
+            try:
+                pending = undo()
+                if pending is not None:
+                    await pending
+            except Exception as exc:
+                log.error("undoing %s failed: %r", name, exc, extra={"action": "undo_failed"})

@@ -1,0 +1,332 @@
+"""Makes QEMU sandboxes from one image, all of one shape, and removes what a crashed owner left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm0.image import Image
+from vm0.microvm.disk import DiskPool, make_disk
+from vm0.microvm.netns import NamespacePool
+from vm0.sandbox import IsolationTier, Sandbox, SandboxConfig, SandboxError, State
+from vm0.sandbox_common import cgroups, check_sandbox_id
+from vm0.sandbox_common.ownership import locked, locked_when_free, make_private, short_hash
+from vm0.sandbox_common.recorded_process import end_recorded
+from vm0.sandbox_qemu import golden, snapshot
+from vm0.sandbox_qemu.accelerator import Finding, find_accelerator
+from vm0.sandbox_qemu.argv import Accelerator, Shape, machine_digest
+from vm0.sandbox_qemu.host import Host
+from vm0.sandbox_qemu.machines import machine_for
+from vm0.sandbox_qemu.requirements import check_host, host_cpu, qemu_version
+from vm0.sandbox_qemu.sandbox import QemuSandbox
+from vm0.sandbox_qemu.seat import FIRST_UID, PID_FILE, Seat, Seats
+from vm0.sandbox_qemu.vm import BootFiles
+
+log = logging.getLogger("vm0.sandbox_qemu")
+
+PROBE_UID = FIRST_UID - 1
+SPARE_NAMESPACES = 2
+LIMIT_FORKS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuOptions:
+    """`snapshots` holds them for all factories of this machine; None boots every sandbox. `accelerator` "" probes."""
+
+    image: Image
+    vcpus: int = 1
+    memory_mib: int = 512
+    disk_mib: int = 2048
+    snapshots: Path | None = None
+    accelerator: str = ""
+
+
+class QemuSandboxFactory:
+    """`root` (made, 0700) holds what its sandboxes have; one factory per root at a time. Needs root.
+
+    A sandbox of the factory's shape is restored from a snapshot, which is made if it is not there; any other is booted.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        options: QemuOptions,
+        *,
+        namespaces: NamespacePool | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._root, self._options, self._say = root.absolute(), options, say
+        self._namespaces = namespaces or NamespacePool(spare=SPARE_NAMESPACES)
+        self._stack = contextlib.AsyncExitStack()
+        self._sandboxes: dict[str, QemuSandbox] = {}
+        self._destroying: dict[str, asyncio.Task[None]] = {}
+        self._host: Host | None = None
+        self._seats: Seats | None = None
+        self._snapshot: snapshot.Snapshot | None = None
+        self._disks: dict[int, DiskPool] = {}
+        self._cgroup: Path | None = None
+
+    @property
+    def backend(self) -> str:
+        return "qemu"
+
+    @property
+    def isolation(self) -> IsolationTier:
+        return self._entered().isolation
+
+    @property
+    def shape(self) -> Shape:
+        """Of the sandboxes that are restored."""
+        return self._shape(self._options.vcpus, self._options.memory_mib)
+
+    async def __aenter__(self) -> QemuSandboxFactory:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._enter(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for sandbox in list(self._sandboxes.values()):
+            await self.destroy(sandbox)
+        await self._stack.aclose()
+
+    async def create(self, config: SandboxConfig) -> Sandbox:
+        host = self._entered()
+        check_sandbox_id(config.sandbox_id)
+        if config.sandbox_id in self._sandboxes:
+            raise SandboxError(f"sandbox {config.sandbox_id} exists already")
+        origin = self._snapshot if self._is_standard(config) else None
+        disks = await self._disk_pool(config.disk_mib) if origin is None else self._disks[0]
+        return await self._create(host, config, origin, disks)
+
+    async def destroy(self, sandbox: Sandbox) -> None:
+        owned = self._sandboxes.get(sandbox.sandbox_id)
+        if owned is not sandbox:
+            return
+        task = self._destroying.get(sandbox.sandbox_id)
+        if task is None:
+            task = asyncio.create_task(self._destroy(owned), name=f"destroy {sandbox.sandbox_id}")
+            self._destroying[sandbox.sandbox_id] = task
+        await asyncio.shield(task)
+
+    async def fork(self, sandbox: Sandbox, configs: Sequence[SandboxConfig]) -> list[Sandbox]:
+        host = self._entered()
+        owned = self._sandboxes.get(sandbox.sandbox_id)
+        if owned is not sandbox or owned is None:
+            raise SandboxError(f"sandbox {sandbox.sandbox_id} is not of this factory")
+        if not 0 < len(configs) <= LIMIT_FORKS:
+            raise SandboxError(f"{len(configs)} forks at once: 1 to {LIMIT_FORKS} are possible")
+        forks: list[QemuSandbox] = []
+        async with contextlib.AsyncExitStack() as stack:
+            frozen = await self._frozen(stack, host, owned)
+            disks = DiskPool(frozen.disk, self._root / "disks", ready=0)
+            try:
+                for config in configs:
+                    config = self._like(owned, config)
+                    forks.append(await self._create(host, config, frozen, disks))
+                await asyncio.gather(*(fork.start() for fork in forks))
+            except BaseException:
+                await asyncio.gather(*(self.destroy(fork) for fork in forks))
+                raise
+        return list(forks)
+
+    def describe(self) -> Mapping[str, str]:
+        host = self._entered()
+        start = f"snapshot {self._snapshot.facts.key}" if self._snapshot else "cold boot"
+        return {
+            "backend": "qemu",
+            "isolation": host.isolation.value,
+            "accelerator": host.accelerator.value,
+            "why": host.why_accelerator,
+            "qemu": host.qemu_version,
+            "image": host.image_key,
+            "start": start,
+        }
+
+    # entering, in order
+
+    async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
+        check_host()
+        make_private(self._root)
+        stack.callback(os.close, locked(self._root / "lock"))
+        parent = cgroups.writable_parent()
+        self._cgroup = parent / f"vm0-{short_hash(self._root)}" if parent else None
+        await self._reconcile()
+        for name in ("sandboxes", "disks"):
+            make_private(self._root / name)
+        if self._cgroup is not None:
+            self._cgroup.mkdir(exist_ok=True)
+            stack.push_async_callback(cgroups.remove, self._cgroup)
+        self._host = await self._found()
+        await stack.enter_async_context(self._namespaces)
+        self._seats = Seats(self._root / "sandboxes", self._namespaces, self._cgroup)
+        stack.push_async_callback(self._close_disks)
+        if self._options.snapshots is not None:
+            self._snapshot = await self._loaded_snapshot(self._options.snapshots)
+            stack.callback(self._snapshot.close)
+            pool = DiskPool(self._snapshot.disk, self._root / "disks")
+            pool.fill()
+            self._disks[0] = pool
+
+    async def _reconcile(self) -> None:
+        """We hold the lock, so whatever is here belongs to nobody: end it and remove it."""
+        folder = self._root / "sandboxes"
+        make_private(folder)
+        for leftover in sorted(folder.iterdir()):
+            log.warning("removing sandbox %s of a crashed owner", leftover.name, extra={"action": "sandbox_reclaimed"})
+            await end_recorded(leftover / PID_FILE, polite=False)
+        if self._cgroup is not None:
+            await cgroups.remove(self._cgroup)
+        for path in (folder, self._root / "disks"):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+    async def _found(self) -> Host:
+        image, machine = self._options.image, machine_for(self._options.image.architecture)
+        version = await asyncio.to_thread(qemu_version, machine.binary, machine.package)
+        files = BootFiles(kernel=image.vmlinuz, initramfs=image.initramfs, root=image.rootfs)
+        if self._options.accelerator:
+            finding = Finding(Accelerator(self._options.accelerator), "chosen by name")
+        else:
+            cache = self._root / "accelerator.json"
+            finding = await find_accelerator(machine, files, uid=PROBE_UID, cache=cache)
+        return Host(
+            files=files,
+            image_key=image.key,
+            build=image.build,
+            accelerator=finding.accelerator,
+            why_accelerator=finding.why,
+            qemu_version=version,
+            host_cpu=host_cpu() if finding.accelerator is Accelerator.KVM else "any",
+        )
+
+    async def _loaded_snapshot(self, root: Path) -> snapshot.Snapshot:
+        """The snapshot of our shape; made, or made again, if there is none that can be used."""
+        made_from = self.made_from()
+        key = snapshot.snapshot_key(made_from)
+        make_private(root)
+        lock = await asyncio.to_thread(locked_when_free, root / f".{key}.lock")
+        try:
+            try:
+                return await asyncio.to_thread(snapshot.load, root / key, key)
+            except snapshot.SnapshotError as exc:
+                log.info("making a snapshot: %s", exc, extra={"action": "snapshot_missing"})
+            await self._make_snapshot(root / key, made_from)
+            return await asyncio.to_thread(snapshot.load, root / key, key)
+        finally:
+            os.close(lock)
+
+    def made_from(self) -> dict[str, str]:
+        """Everything that decides whether a VM can be restored from a snapshot."""
+        host, options = self._entered(), self._options
+        return {
+            "image": options.image.digest,
+            "build": host.build,
+            "vcpus": str(options.vcpus),
+            "memory_mib": str(options.memory_mib),
+            "disk_mib": str(options.disk_mib),
+            "accelerator": host.accelerator.value,
+            "qemu": host.qemu_version,
+            "host_cpu": host.host_cpu,
+            "arguments": machine_digest(self.shape),
+        }
+
+    async def _make_snapshot(self, folder: Path, made_from: Mapping[str, str]) -> None:
+        host = self._entered()
+        async with self._seat("golden", await self._disk_pool(self._options.disk_mib)) as seat:
+            await golden.make_golden(
+                host,
+                seat,
+                self.shape,
+                warm=self._options.image.warm,
+                made_from=made_from,
+                folder=folder,
+                say=self._say,
+            )
+
+    # pieces
+
+    def _entered(self) -> Host:
+        if self._host is None:
+            raise SandboxError("the factory has not been entered")
+        return self._host
+
+    def _shape(self, vcpus: int, memory_mib: int) -> Shape:
+        machine = machine_for(self._options.image.architecture)
+        return Shape(machine=machine, accelerator=self._entered().accelerator, vcpus=vcpus, memory_mib=memory_mib)
+
+    def _is_standard(self, config: SandboxConfig) -> bool:
+        options = self._options
+        wanted = (config.vcpus, config.memory_mib, config.disk_mib)
+        return self._snapshot is not None and wanted == (options.vcpus, options.memory_mib, options.disk_mib)
+
+    async def _create(
+        self, host: Host, config: SandboxConfig, origin: snapshot.Snapshot | None, disks: DiskPool
+    ) -> QemuSandbox:
+        assert self._seats is not None
+        seat = await self._seats.take(config.sandbox_id, disks)
+        sandbox = QemuSandbox(
+            config, host=host, seat=seat, shape=self._shape(config.vcpus, config.memory_mib), origin=origin
+        )
+        self._sandboxes[config.sandbox_id] = sandbox
+        return sandbox
+
+    async def _destroy(self, sandbox: QemuSandbox) -> None:
+        assert self._seats is not None
+        try:
+            await sandbox.kill()
+            await self._seats.release(sandbox.seat)
+            self._sandboxes.pop(sandbox.sandbox_id, None)
+        finally:
+            self._destroying.pop(sandbox.sandbox_id, None)
+
+    async def _frozen(self, stack: contextlib.AsyncExitStack, host: Host, sandbox: QemuSandbox) -> snapshot.Snapshot:
+        """The sandbox as a snapshot that lives as long as `stack`."""
+        if sandbox.state is not State.RUNNING:
+            raise SandboxError(f"sandbox {sandbox.sandbox_id} is {sandbox.state.value}: only a running one can fork")
+        name = f"fork-{uuid.uuid4().hex[:12]}"
+        passage = await stack.enter_async_context(
+            self._seat(name, DiskPool(sandbox.seat.disk, self._root / "disks", ready=0))
+        )
+        disk = self._root / "disks" / f"{name}.ext4"
+        stack.callback(disk.unlink, missing_ok=True)
+        frozen = await golden.snapshot_of(host, sandbox, passage, disk, self.made_from())
+        stack.callback(frozen.close)
+        return frozen
+
+    @contextlib.asynccontextmanager
+    async def _seat(self, name: str, disks: DiskPool) -> AsyncIterator[Seat]:
+        assert self._seats is not None
+        seat = await self._seats.take(name, disks)
+        try:
+            yield seat
+        finally:
+            await asyncio.shield(self._seats.release(seat))
+
+    async def _disk_pool(self, size_mib: int) -> DiskPool:
+        """Empty disks of a size, for sandboxes that boot."""
+        if size_mib not in self._disks:
+            template = self._root / "disks" / f"empty-{size_mib}.ext4"
+            if not template.exists():
+                await asyncio.to_thread(make_disk, template, size_mib)
+            self._disks[size_mib] = DiskPool(template, self._root / "disks", ready=0)
+        return self._disks[size_mib]
+
+    async def _close_disks(self) -> None:
+        for pool in self._disks.values():
+            await pool.close()
+        self._disks.clear()
+        await asyncio.to_thread(shutil.rmtree, self._root / "disks", ignore_errors=True)
+
+    @staticmethod
+    def _like(sandbox: QemuSandbox, config: SandboxConfig) -> SandboxConfig:
+        """A fork has the shape of what it is forked from, whatever its configuration says."""
+        own = sandbox.config
+        return dataclasses.replace(config, vcpus=own.vcpus, memory_mib=own.memory_mib, disk_mib=own.disk_mib)
