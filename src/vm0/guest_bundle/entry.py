@@ -6,6 +6,7 @@ import sys
 
 PROGRAMS = {
     "vsock-guest": "vm0.vsock_guest.main",
+    "guest-init": "vm0.guest_init.main",
     "guest-agent": "vm0.guest_agent.main",
     "guest-download": "vm0.guest_download.main",
     "guest-mock-claude": "vm0.guest_mock_claude.main",

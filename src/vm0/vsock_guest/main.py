@@ -9,11 +9,12 @@ import sys
 
 from vm0.vsock_guest.loop import READ, Loop
 from vm0.vsock_guest.server import MAX_COMMANDS, Server, Settings
-from vm0.vsock_guest.transport import check_address, connect
+from vm0.vsock_guest.transport import Port, check_address, connect, is_port, open_port
 
 USAGE = """usage: vsock-guest --connect ADDRESS [options]
   --connect ADDRESS     vsock:CID:PORT, serial:NAME or unix:PATH
   --token-file PATH     read the boot token from there and delete the file
+  --token-fd NUMBER     the boot token is in this file; a restore writes the new one there
   --build TEXT          the build of the guest code, told to the host
   --cgroup DIR          cgroup v2 directory of our own, in which each command gets a group
   --user NAME           account of commands that name none (default: our own)
@@ -23,6 +24,7 @@ USAGE = """usage: vsock-guest --connect ADDRESS [options]
 """
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
 OPEN_FILES = 65536
+MAX_TOKEN = 64  # bytes; what *ready* can carry
 FILES_PER_COMMAND, OTHER_FILES = 4, 96  # descriptors; the others: our own, the transfers', and a command's at its start
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -36,6 +38,7 @@ class Guest:
         self._server = Server(self._loop, settings, self._on_detached)
         self._retry_s = FIRST_RETRY_S
         self._idle_s = 0.0
+        self._port: Port | None = None
         self._code = 0
 
     def serve(self) -> int:
@@ -46,11 +49,15 @@ class Guest:
 
     def _connect(self) -> None:
         try:
-            fd = connect(self._address)
+            if not is_port(self._address):
+                self._server.attach(connect(self._address))
+                return
+            if self._port is None:
+                self._port = Port(self._loop, open_port(self._address))
         except OSError as exc:
             self._retry(str(exc))
         else:
-            self._server.attach(fd)
+            self._port.when_connected(self._server.attach)
 
     def _on_detached(self, why: str, served: bool) -> None:
         if self._server.shut_down:
@@ -98,6 +105,9 @@ def main(argv: list[str]) -> int:
     try:
         check_address(options["connect"])
         give_up_s = float(options["give-up-s"]) if "give-up-s" in options else None
+        token_fd = int(options.get("token-fd", "-1"))
+        if token_fd >= 0:
+            token = os.pread(token_fd, MAX_TOKEN, 0)
         if "token-file" in options:
             with open(options["token-file"], "rb") as file:
                 token = file.read()
@@ -112,6 +122,7 @@ def main(argv: list[str]) -> int:
         _become_subreaper()
     settings = Settings(
         token=token,
+        token_fd=token_fd,
         build=options.get("build", ""),
         cgroup_root=options.get("cgroup", ""),
         user=options.get("user", ""),
@@ -124,7 +135,7 @@ def main(argv: list[str]) -> int:
 def _options(argv: list[str]) -> dict[str, str] | None:
     """By hand: argparse would cost 10 ms of a start-up that is waited for."""
     flags = {"machine", "subreaper"}
-    known = {"connect", "token-file", "build", "cgroup", "user", "give-up-s"} | flags
+    known = {"connect", "token-file", "token-fd", "build", "cgroup", "user", "give-up-s"} | flags
     options: dict[str, str] = {}
     words = iter(argv)
     for word in words:

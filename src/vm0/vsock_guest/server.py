@@ -44,6 +44,7 @@ class Settings:
         *,
         token: bytes,
         build: str,
+        token_fd: int = -1,
         cgroup_root: str = "",
         user: str = "",
         whole_machine: bool = False,
@@ -51,11 +52,21 @@ class Settings:
     ) -> None:
         self.boot_id = os.urandom(16)
         self.token = token
+        self._token_fd = token_fd  # where whoever starts us again after a crash finds it
         self.build = build
         self.cgroup_root = cgroup_root
         self.user = user  # of commands that name none; "" is our own
         self.max_commands = max_commands
         self.whole_machine = whole_machine  # this guest is a VM: it may set clock, entropy, names
+
+    def become_another(self, token: bytes) -> None:
+        """After a restore: whoever saw the guest before its snapshot must not take it for the same."""
+        self.boot_id = os.urandom(16)
+        if token:
+            self.token = token
+            if self._token_fd >= 0:
+                os.pwrite(self._token_fd, token, 0)
+                os.ftruncate(self._token_fd, len(token))
 
 
 class Server:
@@ -233,9 +244,7 @@ class Server:
     def _restore(self, seq: int, request: m.Restore) -> None:
         if not self._settings.whole_machine:
             raise RequestError("permission", "this guest is not a machine of its own: it has no clock or names to set")
-        power.restore(request)
-        if request.token:
-            self._settings.token = request.token
+        power.restore(request, self._settings.become_another)
         self._send(m.Done(), seq)
 
     def _shut_down(self, seq: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vm0.vsock_guest import transport
 from vm0.vsock_guest.main import main
-from vm0.vsock_guest.transport import AddressError, check_address, connect
+from vm0.vsock_guest.transport import AddressError, check_address, connect, is_port, open_port
 
 BAD = [
     "",
@@ -36,7 +36,7 @@ BAD = [
 
 @pytest.mark.parametrize("address", BAD)
 def test_bad_addresses(address: str) -> None:
-    for call in (check_address, connect):
+    for call in (check_address, connect, open_port):
         with pytest.raises(AddressError):
             call(address)
 
@@ -52,13 +52,13 @@ def test_good_addresses(address: str) -> None:
 def test_nobody_there_is_an_os_error_at_once(address: str) -> None:
     started = time.monotonic()
     with pytest.raises(OSError):
-        connect(address)
+        (open_port if is_port(address) else connect)(address)
     assert time.monotonic() - started < transport.CONNECT_S + 1
 
 
 def test_a_port_that_does_not_exist_is_named() -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        connect("serial:org.example.port")
+        open_port("serial:org.example.port")
     assert caught.value.errno == errno.ENOENT and caught.value.filename == "org.example.port"
 
 
@@ -87,6 +87,8 @@ def test_a_host_that_does_not_accept_is_not_waited_for(tmp_path: Path, monkeypat
         (["--connect", "tcp:x"], "'tcp:x' is not vsock:CID:PORT"),
         (["--connect", "unix:/x", "--give-up-s", "soon"], "soon"),
         (["--connect", "unix:/x", "--token-file", "/no/such/token"], "/no/such/token"),
+        (["--connect", "unix:/x", "--token-fd", "first"], "first"),
+        (["--connect", "unix:/x", "--token-fd", "987654"], "Bad file descriptor"),
     ],
 )
 def test_bad_options_are_told_with_code_2(argv: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
