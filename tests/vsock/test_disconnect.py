@@ -279,8 +279,9 @@ async def test_a_signal_while_a_connection_is_wound_up(lone: Endpoint, host: Raw
     peer = await greeted(host)
     await peer.send(command("sleep 1000"), 1)
     tracer = await traced((await peer.expect(m.Started, 1)).pid)
+    before = descriptors(lone.pid)
     peer.close()
-    await until_settled(lone.pid, descriptors(lone.pid) - 1)
+    await until_settled(lone.pid, before - 1)
     lone.process.send_signal(signal.SIGTERM)
     await asyncio.sleep(0.2)
     assert lone.process.returncode is None, "it still sees the command off"
