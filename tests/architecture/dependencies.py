@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox_common": {"sandbox", "vsock_host"},
     "guest_bundle": set(),
     "microvm": {"sandbox"},
-    "image": {"guest_bundle", "microvm"},
+    "image": {"guest_bundle", "guest_init", "microvm"},  # guest_init: the script of PID 1
     "sandbox_qemu": {"sandbox", "sandbox_common", "vsock_host", "microvm", "image"},
     "sandbox_process": {"sandbox", "sandbox_common", "guest_bundle", "vsock_host"},
     # services

@@ -94,21 +94,19 @@ def owner_in(tree: Path, name: str) -> tuple[int, int]:
 
 
 def fetched(name: str, version: str, folder: Path, from_dir: Path | None, commands: Commands) -> Path:
-    """The package's archive, in `folder`: from the directory if there is one, else by npm. Raises BuildError."""
+    """The package's archive, in `folder`: from the directory if it has one, else by npm. Raises BuildError."""
     prefix = name.removeprefix("@").replace("/", "-")
-    if from_dir is not None:
-        pattern = re.compile(re.escape(prefix) + r"-(\d[^/]*)\.tgz")
-        found = {match[1]: path for path in from_dir.iterdir() if (match := pattern.fullmatch(path.name))}
-        chosen = found.get(version) if version != "latest" else found.get(max(found, key=_version_order, default=""))
-        if chosen is None:
-            raise BuildError(f"{from_dir} has no {prefix}-{version}.tgz", hint="fill it by a build with --save-sources")
-        return Path(shutil.copyfile(chosen, folder / chosen.name))
+    if from_dir is not None and (found := _archive_in(from_dir, prefix, version)) is not None:
+        return Path(shutil.copyfile(found, folder / found.name))
     if commands.offline:
-        raise BuildError(f"npm package {name} is not here", hint="--offline needs its directory: give it with --from")
+        where = (
+            f"{from_dir} has no {prefix}-{version}.tgz" if from_dir is not None else f"npm package {name} is not here"
+        )
+        raise BuildError(where, hint="fill a directory by a build with --save-sources, and give it with --from")
     if missing_program("npm"):
         raise BuildError(
             f"npm is not installed, and the recipe has the npm package {name}",
-            hint="install it (apt-get install npm), or give a directory with the package's .tgz with --from",
+            hint="install it (apt-get install npm), or give a directory that has the package's .tgz with --from",
         )
     answer = commands.run(
         ["npm", "pack", f"{name}@{version}", "--json", "--ignore-scripts", "--pack-destination", folder],
@@ -119,10 +117,18 @@ def fetched(name: str, version: str, folder: Path, from_dir: Path | None, comman
         cwd=folder,
     )
     commands.note(answer.decode(errors="replace"))
-    try:
-        return folder / Path(json.loads(answer)[0]["filename"].removeprefix("@").replace("/", "-")).name
-    except (ValueError, KeyError, IndexError, TypeError) as exc:
-        raise BuildError(f"npm's answer about {name} makes no sense: {exc}", log=str(commands.log)) from exc
+    if (found := _archive_in(folder, prefix, version)) is None:
+        raise BuildError(f"npm made no archive of {name}@{version}", log=str(commands.log))
+    return found
+
+
+def _archive_in(folder: Path, prefix: str, version: str) -> Path | None:
+    """Of this version, or the newest for a word such as `latest`."""
+    pattern = re.compile(re.escape(prefix) + r"-(\d[^/]*)\.tgz")
+    found = {match[1]: path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    if version[0].isdigit():
+        return found.get(version)
+    return found[max(found, key=_version_order)] if found else None
 
 
 def _version_order(version: str) -> tuple[tuple[int, ...], str]:
@@ -159,11 +165,11 @@ def unpack_npm(tree: Path, name: str, package: NpmPackage, archive: Path, comman
     return str(json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"])
 
 
-def install_modules(tree: Path, modules: Path, version: str, commands: Commands) -> None:
+def install_modules(tree: Path, modules: Path, commands: Commands) -> None:
     """The few modules that a running guest may ask for, so that `modprobe` finds them with what they need."""
     index = index_of(modules)
     chosen = load_order(index, NEEDED, (*WANTED, *LOADABLE))
-    target = tree / "usr/lib/modules" / version
+    target = tree / "usr/lib/modules" / modules.name
     for module in chosen:
         place = target / re.sub(r"\.ko(\.\w+)?$", ".ko", module.file)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +183,7 @@ def install_modules(tree: Path, modules: Path, version: str, commands: Commands)
                     line for line in lines.splitlines(True) if module_name(line.decode().strip()) in wanted
                 )
             (target / name).write_bytes(lines)
-    depmod(tree, version, commands)
+    depmod(tree, modules.name, commands)
 
 
 def index_of(modules: Path) -> ModuleIndex:

@@ -18,6 +18,7 @@ from vm0.image.errors import ImageError
 
 MAX_KERNEL_BYTES = 256 * 1024 * 1024  # Debian's are below 80 MiB
 ELF = b"\x7fELF"
+GZIP = b"\x1f\x8b\x08"
 BOOT_FLAG = 0xAA55  # at 0x1fe
 HEADER_MAGIC = b"HdrS"  # at 0x202
 PAYLOAD_PROTOCOL = 0x0208  # the first boot protocol with a payload's place in it
@@ -58,7 +59,7 @@ def bzimage_payload(image: bytes) -> tuple[bytes, int]:
         raise ImageError(f"the kernel is cut off: {len(payload)} of {length} bytes of its payload are there")
     (size,) = struct.unpack("<I", payload[-4:])
     # gzip's own trailer is the size; for the others the build appended it
-    return (payload if payload.startswith(b"\x1f\x8b") else payload[:-4]), size
+    return (payload if payload.startswith(GZIP) else payload[:-4]), size
 
 
 def arm64_image(image: bytes) -> bytes:
@@ -69,9 +70,9 @@ def arm64_image(image: bytes) -> bytes:
         if len(payload) != size or size < 8:
             raise ImageError(f"the kernel is cut off: {len(payload)} of {size} bytes of its payload are there")
         # here too the build appends the size, except to gzip
-        known = 0 if payload.startswith(b"\x1f\x8b") else struct.unpack("<I", payload[-4:])[0]
+        known = 0 if payload.startswith(GZIP) else struct.unpack("<I", payload[-4:])[0]
         image = decompressed(payload[:-4] if known else payload, known)
-    elif image.startswith(b"\x1f\x8b"):
+    elif image.startswith(GZIP):
         image = decompressed(image, 0)
     if image[ARM64_MAGIC_AT : ARM64_MAGIC_AT + 4] != ARM64_MAGIC:
         raise ImageError("this is no arm64 kernel: the magic number of an Image is missing")
@@ -145,7 +146,7 @@ def _lz4_legacy(data: bytes, limit: int) -> bytes:
 
 
 FORMATS: tuple[tuple[bytes, str, Callable[[bytes, int], bytes]], ...] = (
-    (b"\x1f\x8b\x08", "gzip", _gzip),
+    (GZIP, "gzip", _gzip),
     (b"\xfd7zXZ\x00", "xz", _xz),
     (b"BZh", "bzip2", _bzip2),
     (b"\x5d\x00\x00", "lzma", _xz),

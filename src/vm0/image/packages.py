@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -67,6 +66,7 @@ def mmdebstrap_argv(
         *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
         *(f"--dpkgopt=path-include={path}" for path in KEPT),
         "--skip=essential/unlink",  # else the first packages are gone when the hook keeps them
+        "--skip=check/qemu",  # that is `check_emulation`
         f"--customize-hook={hook}",
         wanted.suite,
         str(tree),
@@ -76,8 +76,8 @@ def mmdebstrap_argv(
 
 def install(
     staging: Path, wanted: PackageSet, commands: Commands, source_dir: Path | None, progress: Callable[[str], None]
-) -> None:
-    """Fill `staging` with tree, sources and kernel. Raises BuildError."""
+) -> dict[str, Any]:
+    """Fill `staging` with tree, sources and kernel; returns the versions. Raises BuildError."""
     check_emulation(wanted.architecture)
     tree, sources, script = staging / "tree", staging / "sources", staging / "packages.sh"
     sources.mkdir()
@@ -101,8 +101,7 @@ def install(
     script.unlink()
     progress("unpacking the kernel")
     kernel = unpack_kernel(staging, tree, sources, wanted.architecture, commands)
-    facts = {"kernel": kernel, "packages": installed_packages(tree)}
-    (staging / "base.json").write_text(json.dumps(facts, indent=1))
+    return {"kernel": kernel, "packages": installed_packages(tree)}
 
 
 def check_emulation(architecture: Architecture) -> None:
@@ -130,13 +129,10 @@ def _install_hint(offline: bool, source_dir: Path | None) -> str:
     return "is there a network? a mirror is named by `mirrors` in the recipe"
 
 
-def digest_of_sources(source_dir: Path) -> str:
-    """Names the package files in a directory by their contents."""
+def digest_of_files(source_dir: Path, pattern: str) -> str:
+    """Names the files in a directory by their contents."""
     total = hashlib.sha256()
-    found = sorted(source_dir.glob("*.deb"))
-    if not found:
-        raise BuildError(f"{source_dir} has no package files (*.deb)", hint="fill it by a build with --save-sources")
-    for path in found:
+    for path in sorted(source_dir.glob(pattern)):
         with open(path, "rb") as file:
             total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
@@ -145,7 +141,7 @@ def digest_of_sources(source_dir: Path) -> str:
 def flat_repository(folder: Path, source_dir: Path, wanted: PackageSet, commands: Commands) -> str:
     """An apt repository of the packages in `source_dir` for this architecture; returns its line for sources.list."""
     folder.mkdir()
-    entries = []
+    entries: list[str] = []
     for path in sorted(source_dir.glob("*.deb")):
         control = commands.run(
             ["dpkg-deb", "--field", path], what=f"reading {path.name}", timeout_s=UNPACK_S, answer=True
@@ -157,6 +153,11 @@ def flat_repository(folder: Path, source_dir: Path, wanted: PackageSet, commands
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
         entries.append(f"{control.rstrip()}\nFilename: ./{path.name}\nSize: {size}\nSHA256: {digest}\n")
+    if not entries:
+        raise BuildError(
+            f"{source_dir} has no packages (*.deb) for {wanted.architecture.debian}",
+            hint="fill it by a build with --save-sources",
+        )
     (folder / "Packages").write_text("\n".join(entries))
     index = (folder / "Packages").read_bytes()
     (folder / "Release").write_text(  # apt looks for essential packages in the archive of this name

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vm0.image.architectures import architecture as table_row
 from vm0.image.errors import ImageError
+from vm0.image.keys import KEY, image_key
 from vm0.image.recipe import Recipe
 
 ARTEFACTS = ("vmlinuz", "vmlinux", "initramfs", "rootfs.squashfs")
 MANIFEST = "image.json"
 COMPLETE = "complete"
-KEY = re.compile(r"[0-9a-f]{24}")
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -72,13 +69,8 @@ class Image:
 
     @property
     def warm(self) -> tuple[str, ...]:
-        return tuple(self.manifest["recipe"]["warm"])
-
-
-def digest_of(value: Any) -> str:
-    """The key for JSON: 24 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+        """Commands to run in the first machine, before its snapshot is taken."""
+        return tuple(self.manifest["warm"])
 
 
 class ImageStore:
@@ -89,9 +81,7 @@ class ImageStore:
 
     def find(self, recipe: Recipe, architecture: str, build: str) -> Image | None:
         """The image of this recipe and guest build, if it is here."""
-        from vm0.image.build import image_key
-
-        return self.get(image_key(recipe, table_row(architecture), build))
+        return self.get(image_key(recipe, architecture, build))
 
     def get(self, key: str) -> Image | None:
         """None if there is none, or it is incomplete or damaged. Reads one file, compares sizes of the others."""
