@@ -127,7 +127,6 @@ async def _passed(
                 memory=ram,
                 memory_use=MemoryUse.SHARED,
                 state=incoming,
-                stopped=True,
             )
             await startup.step("load", vm.monitor.load_state(incoming, with_memory=True), limit_s=SAVE_S)
         state = await _saved(vm, with_memory=False)

@@ -55,7 +55,6 @@ async def launch_on(
     memory: int,
     memory_use: MemoryUse,
     state: int | None = None,
-    stopped: bool = False,
 ) -> Vm:
     """Start QEMU on a seat; `memory` and `state` stay the caller's descriptors."""
     with contextlib.ExitStack() as stack:
@@ -77,7 +76,7 @@ async def launch_on(
             pid_file=seat.pid_file,
             state=state,
         )
-        return await launch(startup, plan, stopped=stopped)
+        return await launch(startup, plan)
 
 
 def new_identity(hostname: str) -> RestoreRequest:

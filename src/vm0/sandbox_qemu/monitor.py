@@ -71,8 +71,8 @@ class Monitor:
             await self._migrated(events, "saved")
 
     async def load_state(self, fd: int, *, with_memory: bool = False) -> None:
-        """Read the state from the descriptor with this number in QEMU. Returns when the VM is complete; it runs then,
-        unless it was started stopped."""
+        """Read the state from the descriptor with this number in QEMU. Returns when the VM is complete; it
+        stands still, as it did when it was saved."""
         await self._prepare_migration(with_memory)
         with self._qmp.listener("MIGRATION") as events:
             await self._execute("migrate-incoming", uri=f"fd:{fd}")

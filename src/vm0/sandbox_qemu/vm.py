@@ -84,8 +84,9 @@ class Vm:
         )
 
     async def loaded(self, startup: Startup, state: int) -> GuestClient:
-        """The guest of a snapshot, which runs (unless QEMU was started stopped) and refuses work until `resume`."""
+        """The guest of a snapshot, running; it refuses work until `resume`."""
         await startup.step("load", self._or_death("load", self.monitor.load_state(state)), limit_s=LOAD_S)
+        await startup.step("continue", self._or_death("continue", self.monitor.cont()), limit_s=LOAD_S)
         link = self._take_link(resumed=True)
         startup.owns("link", link.close)
         return GuestClient(link)
@@ -130,7 +131,7 @@ class Vm:
             await asyncio.gather(working, return_exceptions=True)
 
 
-async def launch(startup: Startup, plan: VmPlan, *, stopped: bool = False) -> Vm:
+async def launch(startup: Startup, plan: VmPlan) -> Vm:
     """Start QEMU; `startup` owns it. Raises StartError; what was started is undone by the caller's `startup.undo`."""
     console = LogReader(LogRing())
     startup.owns("console", console.close)
@@ -142,9 +143,7 @@ async def launch(startup: Startup, plan: VmPlan, *, stopped: bool = False) -> Vm
             stack.callback(sock.close)
         with startup.timed("open"):
             fds = _opened(stack, plan, link=link_end.fileno(), monitor=control_end.fileno(), console=console)
-        argv = plan_argv(plan.shape, fds, plan.kernel_parameters, plan.memory_use, incoming=plan.state is not None) + (
-            ("-S",) if stopped else ()
-        )
+        argv = plan_argv(plan.shape, fds, plan.kernel_parameters, plan.memory_use, incoming=plan.state is not None)
         given = tuple(fd for fd in (*_numbers(fds), plan.state) if fd is not None)
         launch = Launch(
             argv=argv,
