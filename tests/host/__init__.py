@@ -1,0 +1,1 @@
+"""Tests that change the machine they run on; they need root."""
