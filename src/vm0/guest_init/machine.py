@@ -8,6 +8,7 @@ import time
 
 from vm0.guest_common import names, network
 from vm0.guest_init import system_calls
+from vm0.guest_init.plan import memory_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ def delegate(group: str, *controllers: str) -> None:
         raise OSError(errno.ENOTSUP, f"no controllers {', '.join(missing)}", group)
 
 
+def limit_memory(group: str) -> None:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        limit = memory_limit(file.read())
+    write(f"{group}/memory.max", limit)
+
+
 def new_machine_id() -> None:
     names.set_machine_id(os.urandom(16).hex())
 
@@ -117,6 +124,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "wait": wait,
     "pivot": pivot,
     "delegate": delegate,
+    "limit_memory": limit_memory,
     "hostname": names.set_hostname,
     "hosts": names.set_hosts,
     "nameserver": names.set_nameserver,

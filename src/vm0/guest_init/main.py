@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vm0.guest_init.parameters import Parameters
 
 BUILD_PATH = "/usr/lib/vm0/build"
+ENVIRONMENT_PATH = "/etc/environment"
 USER = "user"  # of commands that name none
 FAILED = 70  # exit code of an endpoint that raised
 
@@ -92,6 +93,7 @@ def endpoint_arguments(link: str, token_fd: int, build: str) -> list[str]:
         *("--token-fd", str(token_fd)),
         *("--build", build),
         *("--cgroup", plan.COMMANDS_GROUP),
+        *("--environment", ENVIRONMENT_PATH),
         *("--user", USER),
         "--machine",
     ]
@@ -110,10 +112,14 @@ def run_endpoint(arguments: list[str], console: Console) -> None:
 
 
 def clear_groups() -> None:
-    """Of the commands of an endpoint that died; the next one gives the same names."""
-    for entry in os.scandir(plan.COMMANDS_GROUP):
-        if entry.is_dir(follow_symlinks=False):
-            os.rmdir(entry.path)
+    """Of the commands of an endpoint that died, which made groups of their own perhaps; the next one uses the same
+    names. What cannot be removed makes commands fail, not the machine."""
+    for folder, _, _ in os.walk(plan.COMMANDS_GROUP, topdown=False):
+        if folder != plan.COMMANDS_GROUP:
+            try:
+                os.rmdir(folder)
+            except OSError:
+                continue
 
 
 def switch_off(resets: bool, console: Console) -> None:

@@ -18,7 +18,10 @@ STAGE = "/mnt"  # of the old root; exists in every Debian
 DISK, NEW_ROOT = f"{STAGE}/disk", f"{STAGE}/root"
 CGROUPS = "/sys/fs/cgroup"
 COMMANDS_GROUP = f"{CGROUPS}/vm0"  # where the guest endpoint has its groups
+ENDPOINT_GROUP = f"{COMMANDS_GROUP}/guest"  # of the endpoint itself
 CONTROLLERS = ("cpu", "memory", "pids")
+ENDPOINT_MEMORY = 16 * 1024 * 1024  # bytes that are not taken from the endpoint, whatever its commands need
+KIB, LEAST_RESERVE = 1024, 16 * 1024 * 1024
 # A host that is gone is noticed after 2 minutes; the kernel's own values need more than 2 hours.
 KEEPALIVE = (("tcp_keepalive_time", 60), ("tcp_keepalive_intvl", 10), ("tcp_keepalive_probes", 6))
 TERMINAL_GROUP = 5  # tty, in every Debian
@@ -98,7 +101,28 @@ def plan_cgroups() -> list[Step]:
         Step("cgroup", "delegate", CGROUPS, *CONTROLLERS, needed=False),
         Step("cgroup", "folder", COMMANDS_GROUP, 0o755),
         Step("cgroup", "delegate", COMMANDS_GROUP, *CONTROLLERS, needed=False),
+        Step("cgroup", "folder", ENDPOINT_GROUP, 0o755),
+        Step("memory", "write", f"{COMMANDS_GROUP}/memory.min", ENDPOINT_MEMORY, needed=False),
+        Step("memory", "write", f"{ENDPOINT_GROUP}/memory.min", ENDPOINT_MEMORY, needed=False),
+        Step("memory", "limit_memory", COMMANDS_GROUP, needed=False),
     ]
+
+
+def memory_limit(meminfo: str) -> int:
+    """Bytes that all commands may have together, from what is available before the first one starts.
+
+    Without a limit the kernel throws out every page of every program, our own too, before it calls its memory killer:
+    minutes in which nobody answers. Within a limit it looks at those who take the memory only. Raises ValueError.
+    """
+    sizes = {}
+    for line in meminfo.splitlines():
+        name, _, size = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            sizes[name] = int(size.split()[0]) * KIB
+    if len(sizes) != 2:
+        raise ValueError("no total and available memory")
+    available = sizes["MemAvailable"]
+    return max(available // 2, available - max(LEAST_RESERVE, sizes["MemTotal"] // 32))
 
 
 def plan_names(parameters: Parameters) -> list[Step]:

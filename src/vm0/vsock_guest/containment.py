@@ -17,25 +17,56 @@ if TYPE_CHECKING:
 
 
 HOME = "guest"  # the guest's own group below the root: a group with controllers has no processes of its own
+OOM_SCORE = "/proc/self/oom_score_adj"
 
 
-def open_home(cgroup_root: str) -> int:
-    """Move into the guest's own group, made if needed; returns what `Containment` needs to step back into it."""
-    if not cgroup_root:
-        return -1
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(f"{cgroup_root}/{HOME}")
-    fd = os.open(f"{cgroup_root}/{HOME}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(fd, b"0")
-    return fd
+class Home:
+    """What is the guest's own and not its commands': its cgroup, and that the kernel's memory killer spares it. A
+    command inherits both at its fork, so the guest puts them down for that moment: no command ever runs with them."""
+
+    def __init__(self, cgroup_root: str) -> None:
+        self._group_fd = self._score_fd = -1
+        if cgroup_root:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{cgroup_root}/{HOME}")
+            self._group_fd = os.open(f"{cgroup_root}/{HOME}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(self._group_fd, b"0")
+        with open(OOM_SCORE, "rb") as file:
+            self._score = file.read()
+        if self._score.startswith(b"-"):
+            self._score_fd = os.open(OOM_SCORE, os.O_WRONLY | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def left_for(self, group_fd: int) -> Iterator[None]:
+        """Be in that group meanwhile, so that what is started is born there."""
+        if group_fd < 0:
+            yield
+            return
+        os.write(group_fd, b"0")
+        try:
+            yield
+        finally:
+            os.write(self._group_fd, b"0")
+
+    @contextlib.contextmanager
+    def unprotected(self) -> Iterator[None]:
+        """Be to the memory killer what a command is."""
+        if self._score_fd < 0:
+            yield
+            return
+        os.write(self._score_fd, b"0")
+        try:
+            yield
+        finally:
+            os.write(self._score_fd, self._score)
 
 
 class Containment:
     """One command's processes. Create before the fork; the child joins through `join_fd`, or is started while the
-    guest is `stepped_in`."""
+    guest has `left_for` it."""
 
-    def __init__(self, cgroup_root: str, name: str, home_fd: int = -1) -> None:
-        self._home_fd = home_fd
+    def __init__(self, cgroup_root: str, name: str, home: Home) -> None:
+        self.home = home
         self._cgroup = f"{cgroup_root}/{name}" if cgroup_root else ""
         self.join_fd = -1
         self._leader = 0
@@ -47,18 +78,6 @@ class Containment:
             except OSError:
                 os.rmdir(self._cgroup)
                 raise
-
-    @contextlib.contextmanager
-    def stepped_in(self) -> Iterator[None]:
-        """The guest itself is in the group meanwhile, so that what it starts is born there."""
-        if self.join_fd < 0:
-            yield
-            return
-        os.write(self.join_fd, b"0")
-        try:
-            yield
-        finally:
-            os.write(self._home_fd, b"0")
 
     def joined(self, leader: int) -> None:
         """The child with this pid was started."""

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 
+from vm0.vsock_guest.identity import environment_of
 from vm0.vsock_guest.loop import READ, Loop
 from vm0.vsock_guest.server import MAX_COMMANDS, Server, Settings
 from vm0.vsock_guest.transport import Port, check_address, connect, is_port, open_port
@@ -17,6 +18,7 @@ USAGE = """usage: vsock-guest --connect ADDRESS [options]
   --token-fd NUMBER     the boot token is in this file; a restore writes the new one there
   --build TEXT          the build of the guest code, told to the host
   --cgroup DIR          cgroup v2 directory of our own, in which each command gets a group
+  --environment PATH    file of NAME=VALUE lines that every command's environment starts with, if it is there
   --user NAME           account of commands that name none (default: our own)
   --machine             this is a whole machine: clock, entropy and names may be set
   --subreaper           adopt orphans of our commands (when we are not below a PID 1 that does)
@@ -24,6 +26,7 @@ USAGE = """usage: vsock-guest --connect ADDRESS [options]
 """
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
 OPEN_FILES = 65536
+MAX_ENVIRONMENT = 64 * 1024  # bytes of the file; the rest is not read
 MAX_TOKEN = 64  # bytes; what *ready* can carry
 FILES_PER_COMMAND, OTHER_FILES = 4, 96  # descriptors; the others: our own, the transfers', and a command's at its start
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -62,7 +65,7 @@ class Guest:
     def _on_detached(self, why: str, served: bool) -> None:
         if self._server.shut_down:
             self._loop.stop()
-        elif served:
+        elif served or self._port is not None:  # a port tells when there is a new connection
             self._retry_s, self._idle_s = FIRST_RETRY_S, 0.0
             self._connect()
         else:
@@ -112,6 +115,7 @@ def main(argv: list[str]) -> int:
             with open(options["token-file"], "rb") as file:
                 token = file.read()
             os.unlink(options["token-file"])
+        environment = _environment(options.get("environment", ""))
     except (ValueError, OSError) as exc:
         sys.stderr.write(f"vsock-guest: {exc}\n{USAGE}")
         return 2
@@ -126,6 +130,7 @@ def main(argv: list[str]) -> int:
         build=options.get("build", ""),
         cgroup_root=options.get("cgroup", ""),
         user=options.get("user", ""),
+        environment=environment,
         whole_machine="machine" in options,
         max_commands=max(1, min(MAX_COMMANDS, (open_files - OTHER_FILES) // FILES_PER_COMMAND)),
     )
@@ -135,7 +140,7 @@ def main(argv: list[str]) -> int:
 def _options(argv: list[str]) -> dict[str, str] | None:
     """By hand: argparse would cost 10 ms of a start-up that is waited for."""
     flags = {"machine", "subreaper"}
-    known = {"connect", "token-file", "token-fd", "build", "cgroup", "user", "give-up-s"} | flags
+    known = {"connect", "token-file", "token-fd", "build", "cgroup", "environment", "user", "give-up-s"} | flags
     options: dict[str, str] = {}
     words = iter(argv)
     for word in words:
@@ -147,6 +152,14 @@ def _options(argv: list[str]) -> dict[str, str] | None:
             return None
         options[name] = value
     return options
+
+
+def _environment(path: str) -> dict[str, str]:
+    try:
+        with open(path, "rb") as file:
+            return environment_of(os.fsdecode(file.read(MAX_ENVIRONMENT)))
+    except FileNotFoundError:  # also of the path ""
+        return {}
 
 
 def _become_subreaper() -> None:

@@ -7,7 +7,7 @@ import signal
 
 from vm0.vsock_guest import power
 from vm0.vsock_guest.command import Command
-from vm0.vsock_guest.containment import Containment, descendants, open_home
+from vm0.vsock_guest.containment import Containment, Home, descendants
 from vm0.vsock_guest.files import (
     ListTransfer,
     ReadTransfer,
@@ -25,8 +25,9 @@ from vm0.vsock_proto.errors import REASON_NUMBERS, RemoteProtocolError, wire_tex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from vm0.vsock_guest.identity import Identity
     from vm0.vsock_guest.loop import Loop, Timer
     from vm0.vsock_proto.codec import Message
 
@@ -47,6 +48,7 @@ class Settings:
         token_fd: int = -1,
         cgroup_root: str = "",
         user: str = "",
+        environment: Mapping[str, str] | None = None,
         whole_machine: bool = False,
         max_commands: int = MAX_COMMANDS,
     ) -> None:
@@ -56,6 +58,7 @@ class Settings:
         self.build = build
         self.cgroup_root = cgroup_root
         self.user = user  # of commands that name none; "" is our own
+        self.environment = environment or {}  # of every command, unless it says otherwise
         self.max_commands = max_commands
         self.whole_machine = whole_machine  # this guest is a VM: it may set clock, entropy, names
 
@@ -84,7 +87,7 @@ class Server:
         self._quiesced = False
         self._served = False
         self._names = 0
-        self._home_fd = open_home(settings.cgroup_root)
+        self._home = Home(settings.cgroup_root)
         self._closing_seq: int | None = None
         self._detaching = False
         self.shut_down = False
@@ -190,9 +193,9 @@ class Server:
     def _exec(self, seq: int, request: m.Exec) -> None:
         if not request.argv or (request.flags & m.SHELL and len(request.argv) != 1):
             raise RequestError("invalid", "argv is empty, or not one text with the shell flag")
-        identity = identity_of(request.user, self._settings.user)
+        identity = self._identity(request.user)
         self._names += 1
-        containment = Containment(self._settings.cgroup_root, f"exec-{self._names}", self._home_fd)
+        containment = Containment(self._settings.cgroup_root, f"exec-{self._names}", self._home)
 
         def send(reply: Message) -> None:
             if self._commands.get(seq) is command:  # not a stray, whose number means another command by now
@@ -228,8 +231,7 @@ class Server:
         transfer: Transfer
         match message:
             case m.WriteFile():
-                identity = identity_of(message.user, self._settings.user)
-                transfer = WriteTransfer(self._loop, message, identity, send, finished)
+                transfer = WriteTransfer(self._loop, message, self._identity(message.user), send, finished)
             case m.ReadFile():
                 transfer = ReadTransfer(self._loop, message, send, finished)
             case m.Stat():
@@ -301,6 +303,9 @@ class Server:
         self._sweeper = None
         self._lingering = [containment for containment in self._lingering if not containment.release()]
         self._sweep_later()
+
+    def _identity(self, user: str) -> Identity:
+        return identity_of(user, self._settings.user, self._settings.environment)
 
     def _send(self, message: Message, seq: int) -> None:
         if self._link is not None:

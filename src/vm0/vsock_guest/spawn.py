@@ -38,9 +38,10 @@ def spawn(
 
     Raises OSError when it cannot start: no such program or directory, no permission.
     """
-    if identity.uid is None and not terminal:
-        return _spawn_fast(argv, streams, cwd, environment, containment)
-    return _fork(argv, streams, cwd, environment, identity, containment, terminal)
+    with containment.home.unprotected():
+        if identity.uid is None and not terminal:
+            return _spawn_fast(argv, streams, cwd, environment, containment)
+        return _fork(argv, streams, cwd, environment, identity, containment, terminal)
 
 
 def _spawn_fast(
@@ -49,7 +50,7 @@ def _spawn_fast(
     os.chdir(cwd)
     try:
         program = find_program(argv[0], environment.get("PATH", os.defpath))
-        with containment.stepped_in():
+        with containment.home.left_for(containment.join_fd):
             return os.posix_spawn(
                 program,
                 list(argv),

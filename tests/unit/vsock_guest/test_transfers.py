@@ -24,7 +24,7 @@ class Stage:
         self.sent: list[Message] = []
         self.error: Exception | None = None
         request = m.WriteFile(str(path), 0, 0o640, "")
-        self.transfer = WriteTransfer(self.loop, request, identity_of("", ""), self.sent.append, self._finished)
+        self.transfer = WriteTransfer(self.loop, request, identity_of("", "", {}), self.sent.append, self._finished)
 
     def _finished(self, transfer: Transfer, error: Exception | None) -> None:
         self.error = error
