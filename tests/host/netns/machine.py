@@ -114,7 +114,19 @@ def inventory(host: PrivateHost) -> dict[str, list[str]]:
 
 
 def ruleset() -> str:
-    return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    return run("nft", "list", "ruleset")
+
+
+def run(*command: str) -> str:
+    """What it prints; raises if it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def add_link(name: str, address: str) -> None:
+    """On the host of the calling thread, with an address of a /30."""
+    with contextlib.closing(IPRoute()) as route:
+        route.link("add", ifname=name, kind="veth", peer={"ifname": f"p{name[-5:]}"})
+        set_up(route, name, address, 30)
 
 
 def connections(address: str = "") -> list[str]:
@@ -138,7 +150,7 @@ def _files(folder: pathlib.Path) -> list[str]:
 
 def _mounts(folder: pathlib.Path) -> list[str]:
     points = (line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines())
-    return sorted(point for point in points if pathlib.Path(point).is_relative_to(folder) and point != str(folder))
+    return sorted(point for point in points if pathlib.Path(point).is_relative_to(folder))
 
 
 def listen(address: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:

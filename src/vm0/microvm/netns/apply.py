@@ -138,6 +138,7 @@ def _perform(step: Step, site: _Site, undo: contextlib.ExitStack, sockets: conte
             fd = tap.open_tap(link)
             try:
                 tap.make_persistent(fd)
+                tap.set_owner(fd, 0)  # a tap without an owner is everybody's
             finally:
                 os.close(fd)
             links.set_mac(site.route(), link, mac)

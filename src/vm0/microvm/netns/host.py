@@ -51,6 +51,7 @@ class LinuxHost:
 
     def __init__(self, run_dir: Path, netns_dir: Path, resolver: str | None) -> None:
         self._leases = LeaseDirectory(run_dir / "netns")
+        self._mounted = run_dir / "netns" / "mounted"  # exists while the mount is a pool's, not iproute2's
         self._directory = netns_dir
         self._wanted_resolver = resolver
         self._resolver: str | None = None
@@ -66,7 +67,8 @@ class LinuxHost:
         with _translated("preparing the host"), self._leases.locked():
             lease = self._leases.take()
             try:
-                names.prepare(self._directory)
+                if names.prepare(self._directory):
+                    self._mounted.touch()
                 _refuse_overlap()
                 self._remove_orphans(self._leases.held() - {lease.pool})
                 _install_rules(self._resolver)
@@ -91,7 +93,7 @@ class LinuxHost:
         apply.remove(Slot(self._pool(), number), self._directory)
 
     def close(self) -> None:
-        """Give the index back; the last one out removes the host's table. Idempotent."""
+        """Give the index back; the last one out removes the host's table and the directory's mount. Idempotent."""
         lease, self._lease = self._lease, None
         if lease is not None:
             with _translated("giving the pool back"), self._leases.locked():
@@ -104,12 +106,16 @@ class LinuxHost:
 
     def _give_back(self, lease: Lease) -> None:
         self._leases.release(lease)
-        if not self._leases.held():
-            nft.load(host_rules_removal())
+        if self._leases.held():
+            return
+        if self._mounted.exists():
+            names.withdraw(self._directory)
+            self._mounted.unlink()
+        nft.load(host_rules_removal())
 
     def _remove_orphans(self, in_use: set[int]) -> None:
         with contextlib.closing(IPRoute()) as route:
-            present = {*os.listdir(self._directory), *links.link_names(route).values()}
+            present = {*os.listdir(self._directory), *links.link_names(route)}
         slots = {slot for slot in map(parse_slot, present) if slot is not None and slot.pool not in in_use}
         for slot in sorted(slots):
             log.warning("removing %s of a dead owner", slot.name, extra={"action": "netns_orphan_removed"})

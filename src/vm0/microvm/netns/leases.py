@@ -34,7 +34,7 @@ class LeaseDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the directory (0700) if need be; refuses a symbolic link or somebody else's with NamespaceError."""
-        self._directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory.parent.mkdir(parents=True, exist_ok=True)  # others keep things there that VMMs must reach
         with contextlib.suppress(FileExistsError):
             self._directory.mkdir(mode=0o700)
         found = self._directory.lstat()

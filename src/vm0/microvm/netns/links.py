@@ -59,16 +59,15 @@ def delete_link(route: IPRoute, link: str) -> None:
             raise
 
 
-def link_names(route: IPRoute) -> dict[int, str]:
-    """Every link of the namespace by its index."""
-    return {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in _complete(route.get_links)}
+def link_names(route: IPRoute) -> list[str]:
+    """Every link of the namespace."""
+    return [str(link.get_attr("IFLA_IFNAME")) for link in _complete(route.get_links)]
 
 
 def addresses(route: IPRoute) -> list[tuple[str, str]]:
-    """Every IPv4 address of the namespace with its link's name."""
-    names = link_names(route)
+    """Every IPv4 address of the namespace with its label, which is its link's name, or begins with that."""
     found = _complete(lambda: route.get_addr(family=socket.AF_INET))
-    return [(str(entry.get_attr("IFA_LOCAL")), names.get(entry["index"], "?")) for entry in found]
+    return [(str(entry.get_attr("IFA_LOCAL")), str(entry.get_attr("IFA_LABEL"))) for entry in found]
 
 
 def _complete(dump: Callable[[], Iterable[Any]]) -> list[Any]:

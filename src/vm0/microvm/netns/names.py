@@ -13,18 +13,28 @@ NETNS_DIR = Path("/run/netns")
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 
-def prepare(directory: Path) -> None:
-    """Make the directory a shared mount, so that a name removed here is removed in every mount namespace that copied
-    it: else a service started meanwhile would keep the namespace alive. Idempotent, stays, as iproute2 does it.
+def prepare(directory: Path) -> bool:
+    """Make the directory a shared mount, as iproute2 does, so that a name removed here is removed in every mount
+    namespace that copied it: else a service started meanwhile would keep the namespace alive.
+
+    Idempotent. Says whether the mount is new.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     try:
         mount("none", str(directory), MS_SHARED | MS_REC)
+        return False
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
-        mount(str(directory), str(directory), MS_BIND | MS_REC)
-        mount("none", str(directory), MS_SHARED | MS_REC)
+    mount(str(directory), str(directory), MS_BIND | MS_REC)
+    mount("none", str(directory), MS_SHARED | MS_REC)
+    return True
+
+
+def withdraw(directory: Path) -> None:
+    """Undo `prepare`, unless somebody has namespaces there; whoever wants some later prepares it again."""
+    with contextlib.suppress(OSError):
+        umount(str(directory), 0)
 
 
 def reserve(path: Path) -> None:

@@ -13,6 +13,7 @@ from vm0.microvm.netns.errors import HINTS, NamespaceError
 from vm0.microvm.netns.policy import Rules
 
 NEEDS = "the kernel needs nf_tables with nft_fib_inet, nft_nat, nft_masq and nft_ct"
+FALLBACK = "/usr/sbin/nft"  # not in everybody's PATH
 LIMIT_S = 20.0  # a transaction takes milliseconds, but waits for those of others
 
 
@@ -28,7 +29,7 @@ def chains() -> dict[str, Any]:
 
 
 def _run(*arguments: str, text: str = "") -> str:
-    command = shutil.which("nft") or "/usr/sbin/nft"  # which is not in everybody's PATH
+    command = shutil.which("nft") or FALLBACK
     try:
         done = subprocess.run(
             [command, "-j", *arguments], input=text, capture_output=True, text=True, timeout=LIMIT_S, check=False

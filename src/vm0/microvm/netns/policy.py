@@ -82,7 +82,6 @@ def host_rules(resolver: str | None, egress: Iterable[tuple[Expression, ...]] = 
         {"flush": {"table": {"family": FAMILY, "name": TABLE}}},  # rules, not chains or sets
         _rule("forged", from_vm, _is("nfproto", "ipv6"), DROP),
         _rule("forged", from_vm, _fib("oif", ("saddr", "iif"), False), DROP),  # no route back by this link
-        _rule("input", from_vm, _state("established"), ACCEPT),
         _rule("input", from_vm, own_link, _field("tcp", "dport", BRIDGE_PORT), ACCEPT),
         *(
             _rule("input", from_vm, _field("ip", "daddr", f"@{RESOLVERS}"), _field(protocol, "dport", DNS_PORT), ACCEPT)

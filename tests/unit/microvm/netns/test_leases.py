@@ -67,6 +67,7 @@ def test_files_name_their_owner_and_are_private(leases: LeaseDirectory, director
         assert lease.path.read_text() == f"{os.getpid()}\n"
         assert lease.path.stat().st_mode & 0o777 == 0o600
         assert directory.stat().st_mode & 0o777 == 0o700
+        assert directory.parent.stat().st_mode & 0o777 == 0o755, "VMMs of other users have things there"
         leases.release(lease)
 
 
