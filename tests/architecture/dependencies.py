@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"contracts"},
     "runner": {"contracts", "sandbox"},
     "runner.backends": {"sandbox", "sandbox_process", "sandbox_qemu", "sandbox_fc"},
-    "cli": {"archive", "contracts", "runner", "server"},
+    "cli": {"archive", "contracts", "image", "runner", "server"},
 }
 
 # Test tools in shipped code: only the suite that every backend must pass.

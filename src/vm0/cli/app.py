@@ -24,14 +24,17 @@ app = _typer("Run AI coding agents, each run in a sandbox of its own.")
 runner_app = _typer("Execute the runs of a server on this host.")
 token_app = _typer("Make access tokens.")
 runs_app = _typer("Show and cancel runs.")
+image_app = _typer("Build and show the images that virtual machines start from.")
 app.add_typer(runner_app, name="runner")
 app.add_typer(token_app, name="token")
 app.add_typer(runs_app, name="runs")
+app.add_typer(image_app, name="image")
 
 # The words of the contracts, said again so that --help need not import them; a test compares the two.
 Agent = Literal["claude-code", "mock-claude", "command"]
 Backend = Literal["auto", "process", "qemu", "firecracker"]
 Tier = Literal["process", "emulated-vm", "hardware-vm"]
+Architecture = Literal["x86_64", "aarch64"]
 Status = Literal["pending", "running", "completed", "failed", "cancelled"]
 TokenKind = Literal["user", "runner"]
 
@@ -76,6 +79,11 @@ def token_root(context: typer.Context) -> None:
 
 @runs_app.callback(invoke_without_command=True)
 def runs_root(context: typer.Context) -> None:
+    _needs_command(context)
+
+
+@image_app.callback(invoke_without_command=True)
+def image_root(context: typer.Context) -> None:
     _needs_command(context)
 
 
@@ -227,3 +235,67 @@ def runs_cancel(
     from vm0.cli import runs_command
 
     return runs_command.cancel(run, server=server, token_file=token_file, as_json=json)
+
+
+@image_app.command("build")
+def image_build(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE|FILE.toml", help="A shipped recipe, or a file with one.")
+    ] = "base",
+    arch: Annotated[Architecture | None, typer.Option(help="Machine to build for. [this one]")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: the build has no network at all.")] = False,
+    from_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option("--from", metavar="DIR", help="Take packages (.deb, .tgz) from here instead of the network."),
+    ] = None,
+    save_sources: Annotated[
+        pathlib.Path | None, typer.Option(metavar="DIR", help="Copy the packages to DIR, for --from on another host.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Use nothing that is cached, get the newest packages.")
+    ] = False,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Build the image of a recipe, unless it is there, and print its directory. Needs root."""
+    from vm0.cli import image_command
+
+    return image_command.build(
+        recipe, arch=arch, offline=offline, from_dir=from_dir, save_sources=save_sources, fresh=fresh,
+        state_dir=state_dir, as_json=json,
+    )  # fmt: skip
+
+
+@image_app.command("ls")
+def image_ls(state_dir: StateDirOption = None, json: JsonOption = False) -> int:
+    """List images, newest first."""
+    from vm0.cli import image_command
+
+    return image_command.list_images(state_dir=state_dir, as_json=json)
+
+
+@image_app.command("show")
+def image_show(
+    name: Annotated[str, typer.Argument(metavar="KEY|RECIPE", help="Key, its unique beginning, or a recipe's name.")],
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show an image: what it was made from, versions, sizes; the newest one of a recipe."""
+    from vm0.cli import image_command
+
+    return image_command.show(name, state_dir=state_dir, as_json=json)
+
+
+@image_app.command("rm")
+def image_rm(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")] = None,
+    old: Annotated[bool, typer.Option("--old", help="All whose guest code is not that of this vm0.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also the trees that make the next build of a recipe quick.")
+    ] = False,
+    state_dir: StateDirOption = None,
+) -> int:
+    """Remove images. Running virtual machines keep theirs until they end."""
+    from vm0.cli import image_command
+
+    return image_command.remove(keys or [], old=old, cache=cache, state_dir=state_dir)

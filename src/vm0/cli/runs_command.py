@@ -7,7 +7,6 @@ import json
 import pathlib
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from vm0.cli.api import PAGE_RUNS, ApiClient
 from vm0.cli.config import Settings
@@ -26,6 +25,7 @@ from vm0.cli.run_summary import (
     timeline_rows,
     total_ms,
 )
+from vm0.cli.table import print_json, print_table
 from vm0.contracts.codec import encode
 from vm0.contracts.runs import RunList, RunStatus, RunView
 
@@ -46,7 +46,7 @@ def list_runs(*, status: str | None, limit: int, server: str, token_file: pathli
         if as_json:
             _print_json(RunList(runs=tuple(found), next_cursor=cursor))
         elif found:
-            _print_table(("RUN", "STATUS", "AGENT", "CREATED", "TOOK", "ISOLATION", "PROMPT"), map(_row, found))
+            print_table(("RUN", "STATUS", "AGENT", "CREATED", "TOOK", "ISOLATION", "PROMPT"), map(_row, found))
         else:
             print("no runs", file=sys.stderr)
 
@@ -168,17 +168,8 @@ def _print_run(run: RunView) -> None:
         print(f"{name:<13} {value}")
     if run.timeline:
         print()
-        _print_table(("", "START", "PHASE", "TOOK", "REMARK"), timeline_rows(run))
-
-
-def _print_table(header: tuple[str, ...], rows: Any) -> None:
-    """Columns by their widest cell; the last one is not padded. Plain text, the same on a terminal and in a pipe."""
-    table = [header, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header) - 1)]
-    for row in table:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[-1]]).rstrip().encode(errors="backslashreplace").decode())
+        print_table(("", "START", "PHASE", "TOOK", "REMARK"), timeline_rows(run))
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(encode(value), indent=2))
+    print_json(encode(value))

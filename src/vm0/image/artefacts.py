@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from vm0.image.architectures import Architecture
 from vm0.image.command import Commands
 from vm0.image.customize import index_of
 from vm0.image.initramfs import checked_busybox, initramfs, plain_module
-from vm0.image.kernel_image import GZIP, arm64_image, elf_from_bzimage
 from vm0.image.kernel_modules import load_order
 from vm0.image.keys import FORMAT, digest_of
 from vm0.image.layers import Base
@@ -25,16 +25,10 @@ PACK_S = 600.0
 COMPRESSION = ("-comp", "zstd", "-Xcompression-level", "3")
 
 
-def write_kernel(target: Path, installed: Base, machine: Architecture) -> None:
-    """vmlinuz, as QEMU takes it, and vmlinux, uncompressed. Raises ImageError."""
-    packed = (installed.kernel / "vmlinuz").read_bytes()
-    if machine.vmlinux == "ELF":
-        vmlinuz, vmlinux = packed, elf_from_bzimage(packed)
-    else:
-        vmlinux = arm64_image(packed)
-        vmlinuz = packed if packed.startswith(GZIP) else vmlinux  # older ones do not take an EFI zboot program
-    (target / "vmlinuz").write_bytes(vmlinuz)
-    (target / "vmlinux").write_bytes(vmlinux)
+def link_kernel(target: Path, installed: Base) -> None:
+    """vmlinuz and vmlinux, as links to the base's: they are the same in every image made from it."""
+    for name in ("vmlinuz", "vmlinux"):
+        os.link(installed.kernel / name, target / name)
 
 
 def write_initramfs(target: Path, installed: Base, machine: Architecture) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from vm0.image.architectures import architecture as table_row
-from vm0.image.artefacts import manifest_of, write_initramfs, write_kernel, write_rootfs
+from vm0.image.artefacts import link_kernel, manifest_of, write_initramfs, write_rootfs
 from vm0.image.command import missing_program
 from vm0.image.errors import ImageError
 from vm0.image.guest_files import GuestCode, install_guest_files
@@ -63,7 +63,7 @@ def build_image(
     if (found := _cached(store, key, options)) is not None:
         return found
     check_machine()
-    with store.locked(key) as lock:
+    with store.locked(key, waiting=lambda: progress("waiting for another process that builds this")) as lock:
         found = None if options.fresh else store.get(key)  # perhaps made by who had the lock
         if found is not None and options.save_to is None:
             return found
@@ -105,8 +105,8 @@ def _packed(
         fix_times(customized.tree, since=since)
         progress("packing the root file system")
         write_rootfs(staging, customized.tree, commands)
-        progress("extracting the kernel and packing the initramfs")
-        write_kernel(staging, installed, machine)
+        progress("packing the initramfs")
+        link_kernel(staging, installed)
         write_initramfs(staging, installed, machine)
         manifest = manifest_of(staging, recipe=layers.recipe, machine=machine, build=code.build, facts=customized.facts)
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")

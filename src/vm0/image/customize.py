@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -26,10 +27,11 @@ GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NPM_FOLDER = "/opt/npm"
 KERNEL_FILES = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
 
-# What programs expect around them; all of it is gone with the mount namespace. $1 is the tree, $2 the command.
+# What programs expect around them; all of it is gone with the mount namespace. $1 is the tree, $2 the command. The tree
+# has device nodes of its own, so that a recipe does not see this machine's disks.
 IN_TREE = """
-mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && mount -t sysfs -o ro sys "$1/sys" &&
-mount -t tmpfs tmp "$1/tmp" && mount -t tmpfs run "$1/run" &&
+mount -t proc proc "$1/proc" && mount -t tmpfs tmp "$1/tmp" && mount -t tmpfs run "$1/run" &&
+mount -t tmpfs shm "$1/dev/shm" &&
 if [ -e /etc/resolv.conf ]; then mount --bind /etc/resolv.conf "$1/etc/resolv.conf"; fi &&
 exec chroot "$1" /bin/sh -ec "$2"
 """
@@ -161,6 +163,8 @@ def unpack_npm(tree: Path, name: str, package: NpmPackage, archive: Path, comman
         program.chmod(0o755)
         link = inside(tree, f"/usr/local/bin/{command}")
         link.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(link):
+            raise BuildError(f"npm package {name}: the image has a command {command} already", hint="name it otherwise")
         link.symlink_to(f"{NPM_FOLDER}/{name}/{path}")
     return str(json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"])
 

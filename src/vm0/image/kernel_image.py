@@ -30,6 +30,15 @@ ZBOOT_MAGIC = b"zimg"  # at 4, after "MZ"
 LZ4_LEGACY_BLOCK = 8 * 1024 * 1024  # each block of the legacy frame but the last decompresses to this
 
 
+def boot_kernels(packed: bytes, *, elf: bool) -> tuple[bytes, bytes]:
+    """(vmlinuz, vmlinux) from a distribution's kernel file: what QEMU boots, and the uncompressed one, an ELF file
+    where the architecture has that, else an arm64 `Image`. Raises ImageError."""
+    if elf:
+        return packed, elf_from_bzimage(packed)
+    plain = arm64_image(packed)
+    return (packed if packed.startswith(GZIP) else plain), plain  # older QEMUs take no EFI zboot program
+
+
 def elf_from_bzimage(image: bytes) -> bytes:
     """`vmlinux` from an x86 kernel file; a file that is an ELF already is returned as it is. Raises ImageError."""
     if image.startswith(ELF):

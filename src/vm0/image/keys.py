@@ -12,7 +12,7 @@ from vm0.image.architectures import architecture as table_row
 from vm0.image.initramfs import init_script
 from vm0.image.recipe import Recipe
 
-FORMAT = 1  # of what a build makes from its inputs; a change makes everything anew
+FORMAT = 2  # of what a build makes from its inputs; a change makes everything anew
 KEY = re.compile(r"[0-9a-f]{24}")
 
 

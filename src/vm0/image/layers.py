@@ -95,7 +95,8 @@ class Layers:
         self, key: str, locks: tuple[int, ...], make: Callable[[Path, Commands], dict[str, Any]]
     ) -> Iterator[Base]:
         final = self.store.base(key)
-        with self.store.locked(key) as lock:
+        waiting = lambda: self.progress("waiting for another process that builds with the same packages")  # noqa: E731
+        with self.store.locked(key, waiting=waiting) as lock:
             if self.options.fresh or not (final / COMPLETE).is_file():
                 with self.staging(key, *locks, lock) as (staging, commands):
                     facts = make(staging, commands)

@@ -2,7 +2,7 @@
 
 <base>/tree      the installed packages
 <base>/sources   every package file, as `--from` takes them
-<base>/kernel    vmlinuz, busybox and modules/<version>/ with depmod's data
+<base>/kernel    vmlinuz, vmlinux, busybox, and modules/<version>/ with depmod's data
 <base>/base.json versions
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from vm0.image.architectures import Architecture
 from vm0.image.command import Commands
 from vm0.image.errors import BuildError
+from vm0.image.kernel_image import boot_kernels
 from vm0.image.recipe import Recipe
 
 REQUIRED = ("kmod", "passwd", "python3-minimal")  # the guest's own programs; modprobe; users
@@ -195,7 +196,10 @@ def unpack_kernel(
     if len(images) != 1:
         raise BuildError(f"{package} has {len(images)} kernels instead of one")
     version = images[0].name.removeprefix("vmlinuz-")
-    shutil.copyfile(images[0], folder / "vmlinuz")
+    for name, content in zip(
+        ("vmlinuz", "vmlinux"), boot_kernels(images[0].read_bytes(), elf=architecture.vmlinux == "ELF"), strict=True
+    ):
+        (folder / name).write_bytes(content)
     busybox = next(path for path in (unpacked / "usr/bin/busybox", unpacked / "bin/busybox") if path.is_file())
     shutil.copyfile(busybox, folder / "busybox")
     modules = next(

@@ -22,7 +22,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy 5.6.7
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 SUITE = re.compile(r"[a-z][a-z0-9.-]*")
-NPM_PACKAGE = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*(\{cpu\})?")
+NPM_PACKAGE = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-]([a-z0-9._~-]|\{cpu\})*")
 NPM_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*|[a-z][a-z0-9-]*")  # one version, or a tag
 MODE = re.compile(r"0?[0-7]{3,4}")
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of one file in a recipe: it is held in memory
@@ -147,6 +147,7 @@ def _finished(values: dict[str, Any]) -> Recipe:
     for kind, names in (
         ("users", [user.name for user in recipe.users]),
         ("files", [file.path for file in recipe.files]),
+        ("npm", [package.package for package in recipe.npm]),
         ("uid of users", [str(user.uid) for user in recipe.users]),
     ):
         if twice := {name for name in names if names.count(name) > 1}:

@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,18 @@ class ImageStore:
             shutil.rmtree(path)
         return True
 
+    def remove_bases(self) -> int:
+        """Remove the cached trees that nobody is building with; returns how many."""
+        self.prepare()
+        count = 0
+        for path in sorted((self.root / "bases").iterdir()):
+            with contextlib.suppress(ImageError), self.locked(path.name, wait=False):
+                with contextlib.suppress(FileNotFoundError):
+                    (path / COMPLETE).unlink()
+                shutil.rmtree(path)
+                count += 1
+        return count
+
     def staging(self, key: str) -> Path:
         return self.root / "staging" / key
 
@@ -120,8 +132,8 @@ class ImageStore:
             (self.root / name).mkdir(exist_ok=True, mode=0o700)
 
     @contextlib.contextmanager
-    def locked(self, key: str, *, wait: bool = True) -> Iterator[int]:
-        """Hold a key's lock; the descriptor is inheritable, so that it is held by the programs of a build too.
+    def locked(self, key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+        """Hold a key's lock, whose descriptor programs may inherit to hold it too. `waiting` is called if it is taken.
 
         Raises ImageError if it is taken and we do not wait.
         """
@@ -129,9 +141,12 @@ class ImageStore:
         fd = os.open(self.root / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ImageError(f"{key} is being built", hint="wait until that is done") from None
+                if not wait:
+                    raise ImageError(f"{key} is being built", hint="wait until that is done") from None
+                waiting()
+                fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
         finally:
             os.close(fd)

@@ -18,6 +18,7 @@ from vm0.image.errors import BuildError
 
 FIXED_TIME = 1735689600  # 2025-01-01; of files that a build makes
 FIXED_DAY = FIXED_TIME // 86400  # when passwords "changed"
+CLOCK_MARGIN_S = 2.0  # a file's time comes from a clock that lags some milliseconds behind
 EMPTIED = (
     "var/cache/apt",
     "var/cache/debconf",
@@ -61,9 +62,11 @@ def inside(tree: Path, path: str) -> Path:
 
 
 def write(tree: Path, path: str, content: bytes, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:
-    """A file in the guest, in place of what may be there; its directories are made."""
+    """A file in the guest, in place of what may be there; directories that are missing are made, with its owner."""
     place = inside(tree, path)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    for folder in reversed([parent for parent in place.parents if not parent.exists()]):
+        folder.mkdir()
+        os.chown(folder, *owner)
     with contextlib.suppress(FileNotFoundError):
         place.unlink()
     fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -88,7 +91,7 @@ def tidy(tree: Path, *, since: float) -> None:
 
 def fix_times(tree: Path, *, since: float) -> None:
     """Set FIXED_TIME on all that was changed since then, and in compiled files that recorded it."""
-    changed = [path for path, found in _walk(tree) if found.st_mtime >= since]
+    changed = [path for path, found in _walk(tree) if found.st_mtime >= since - CLOCK_MARGIN_S]
     for path in changed:
         if path.suffix == ".py" and not path.is_symlink():
             _retime_compiled(path)

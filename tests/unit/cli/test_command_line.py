@@ -16,13 +16,22 @@ from vm0 import __version__
 from vm0.cli import app
 from vm0.contracts.names import MAX_PROMPT_BYTES
 from vm0.contracts.runs import AgentKind, Isolation, RunStatus
+from vm0.image.architectures import ARCHITECTURES
 from vm0.runner.config import BACKENDS
 
-HEAVY = ("aiohttp", "alembic", "asyncio", "fastapi", "rich", "sqlalchemy", "uvicorn", "vm0.contracts")
+HEAVY = ("aiohttp", "alembic", "asyncio", "fastapi", "rich", "sqlalchemy", "uvicorn", "vm0.contracts", "vm0.image")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["runs", "ls", "-h"], ["runner", "start", "--help"], ["--version"]]
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["runs", "ls", "-h"],
+        ["runner", "start", "--help"],
+        ["image", "build", "-h"],
+        ["--version"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str], cli: Cli) -> None:
     code = (
@@ -61,9 +70,10 @@ def test_choices_are_those_of_the_contracts() -> None:
     assert typing.get_args(app.Tier) == tuple(tier.value for tier in Isolation)
     assert typing.get_args(app.Status) == tuple(status.value for status in RunStatus)
     assert typing.get_args(app.Backend) == BACKENDS
+    assert typing.get_args(app.Architecture) == tuple(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("words", [[], ["runs"], ["runner"], ["token"]])
+@pytest.mark.parametrize("words", [[], ["runs"], ["runner"], ["token"], ["image"]])
 def test_a_group_without_command_shows_its_help_on_stderr(words: list[str], cli: Cli) -> None:
     found = cli(*words)
     assert (found.returncode, found.stdout) == (2, b"")
