@@ -76,5 +76,5 @@ lock: $(BIN)/uv-$(UV_VERSION) ## resolve uv.lock again after a change of pyproje
 	$< lock --python $(BIN)/python $(ARGS)
 
 clean: ## remove the environment, caches and builds
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage
+	rm -rf .venv .test-cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist htmlcov .coverage
 	find src tests $(wildcard tools benchmarks examples) -name __pycache__ -prune -exec rm -rf {} +

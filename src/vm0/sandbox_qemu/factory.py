@@ -83,6 +83,11 @@ class QemuSandboxFactory:
         return self._entered().isolation
 
     @property
+    def network_pool(self) -> int | None:
+        """The index of its namespace pool on this host, None before it is entered."""
+        return self._namespaces.index
+
+    @property
     def shape(self) -> Shape:
         """Of the sandboxes that are restored."""
         return self._shape(self._options.vcpus, self._options.memory_mib)
