@@ -5,6 +5,7 @@ Written at boot and again after a restore; needs root. Nothing is synced: no gue
 
 from __future__ import annotations
 
+import _socket  # for the reason that `network` has
 import os
 
 API_HOST = "api.vm0.internal"  # the host's end of the network, where the runner listens
@@ -12,8 +13,7 @@ OURS = "# vm0"  # marks our lines in /etc/hosts; the others are the image's
 
 
 def set_hostname(name: str) -> None:
-    with open("/proc/sys/kernel/hostname", "w", encoding="ascii") as file:
-        file.write(name)
+    _socket.sethostname(name)
     replace("/etc/hostname", f"{name}\n")
 
 

@@ -65,7 +65,7 @@ class _Control(_socket.socket):
 
 
 def _sockaddr(address: str) -> bytes:
-    return struct.pack("=HH4s8x", AF_INET, 0, _socket.inet_aton(address))
+    return struct.pack("=HH4s8x", AF_INET, 0, _socket.inet_pton(AF_INET, address))
 
 
 def _route(gateway: str, flags: int) -> bytes:

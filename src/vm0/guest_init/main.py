@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vm0.guest_init.parameters import Parameters
 
+COMMAND_LINE = "/proc/cmdline"
 BUILD_PATH = "/usr/lib/vm0/build"
 ENVIRONMENT_PATH = "/etc/environment"
 USER = "user"  # of commands that name none
@@ -48,7 +49,7 @@ def boot(console: Console) -> Parameters:
 
     os.umask(0o022)
     carry_out(plan.plan_kernel(), warn)
-    with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+    with open(COMMAND_LINE, encoding="utf-8", errors="replace") as file:
         parameters = parse(file.read())
     if parameters.unknown:
         warn(f"unknown kernel parameters: {', '.join(parameters.unknown)}")
@@ -115,7 +116,7 @@ def clear_groups() -> None:
     """Of the commands of an endpoint that died, which made groups of their own perhaps; the next one uses the same
     names. What cannot be removed makes commands fail, not the machine."""
     for folder, _, _ in os.walk(plan.COMMANDS_GROUP, topdown=False):
-        if folder != plan.COMMANDS_GROUP:
+        if folder not in (plan.COMMANDS_GROUP, plan.ENDPOINT_GROUP):
             try:
                 os.rmdir(folder)
             except OSError:

@@ -87,7 +87,7 @@ def plan_mounts() -> list[Step]:
             "devpts", "mount", "devpts", "/dev/pts", "devpts",
             f"nosuid,noexec,mode=0620,ptmxmode=0666,gid={TERMINAL_GROUP}",
         ),
-        Step("shm", "folder", "/dev/shm", 0o1777, needed=False),
+        Step("shm", "folder", "/dev/shm", 0o755, needed=False),
         Step("shm", "mount", "shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777", needed=False),
         Step("run", "mount", "run", "/run", "tmpfs", "nosuid,nodev,mode=0755,size=20%"),
         Step("run", "folder", "/run/lock", 0o1777, needed=False),
