@@ -133,8 +133,10 @@ def _archive_in(folder: Path, prefix: str, version: str) -> Path | None:
     return found[max(found, key=_version_order)] if found else None
 
 
-def _version_order(version: str) -> tuple[tuple[int, ...], str]:
-    return tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])), version
+def _version_order(version: str) -> tuple[tuple[int, ...], bool, str]:
+    """A release comes after its candidates."""
+    numbers, candidate, _ = version.partition("-")
+    return tuple(map(int, re.findall(r"\d+", numbers))), not candidate, version
 
 
 def unpack_npm(tree: Path, name: str, package: NpmPackage, archive: Path, commands: Commands) -> str:

@@ -6,13 +6,14 @@ It is small because each byte is unpacked at every cold boot, and the same bytes
 from __future__ import annotations
 
 import importlib.resources
-import lzma
 from collections.abc import Sequence
 
 from vm0.image import cpio
+from vm0.image.decompression import decompressed
 from vm0.image.errors import ImageError
+from vm0.image.kernel_image import ELF
 from vm0.image.kernel_modules import Module
-from vm0.microvm.guest import INIT_PATH
+from vm0.microvm.guest import GUEST_PYTHON, INIT_PATH
 
 APPLETS = ("sh", "mount", "umount", "insmod", "switch_root", "poweroff", "reboot", "usleep")  # what the script calls
 FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys")
@@ -22,7 +23,7 @@ COMPRESSION_LEVEL = 19  # it is built rarely and unpacked at every boot; unpacki
 
 def init_script() -> str:
     text = importlib.resources.files("vm0.image").joinpath("initramfs_init.sh").read_text(encoding="utf-8")
-    return text.replace("@INIT_PATH@", INIT_PATH)
+    return text.replace("@INIT_PATH@", INIT_PATH).replace("@GUEST_PYTHON@", GUEST_PYTHON)
 
 
 def initramfs(busybox: bytes, modules: Sequence[tuple[Module, bytes]]) -> bytes:
@@ -44,28 +45,16 @@ def initramfs(busybox: bytes, modules: Sequence[tuple[Module, bytes]]) -> bytes:
 
 
 def plain_module(path: str, content: bytes) -> bytes:
-    """A module's ELF file from what is in the package: as it is, .xz, .gz or .zst. Raises ImageError."""
-    try:
-        if path.endswith(".ko"):
-            return content
-        if path.endswith(".ko.xz"):
-            return lzma.LZMADecompressor().decompress(content, MAX_MODULE_BYTES)
-        if path.endswith(".ko.gz"):
-            import zlib
-
-            return zlib.decompressobj(wbits=31).decompress(content, MAX_MODULE_BYTES)
-        if path.endswith(".ko.zst"):
-            import zstandard
-
-            return zstandard.ZstdDecompressor().stream_reader(content).read(MAX_MODULE_BYTES)
-    except (OSError, lzma.LZMAError, ValueError) as exc:
-        raise ImageError(f"{path}: damaged: {exc}") from exc
-    raise ImageError(f"{path}: vm0 does not know how this module is compressed")
+    """A module's ELF file from what is in the package, which may be compressed. Raises ImageError."""
+    plain = content if content.startswith(ELF) else decompressed(content, what=path, most=MAX_MODULE_BYTES)
+    if not plain.startswith(ELF):
+        raise ImageError(f"{path}: this is no kernel module")
+    return plain
 
 
 def programs_machine(program: bytes) -> int:
     """e_machine of an ELF file, 0 if it is none."""
-    return int.from_bytes(program[18:20], "little") if program.startswith(b"\x7fELF") else 0
+    return int.from_bytes(program[18:20], "little") if program.startswith(ELF) else 0
 
 
 def checked_busybox(busybox: bytes, machine: int) -> bytes:

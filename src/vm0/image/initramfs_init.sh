@@ -47,9 +47,10 @@ while [ ! -b /dev/vda ]; do
 done
 
 mount -t squashfs -o ro /dev/vda /root || fail "cannot mount /dev/vda as squashfs"
-[ -x /root@INIT_PATH@ ] || fail "the root has no @INIT_PATH@"
+for program in @INIT_PATH@ @GUEST_PYTHON@; do
+	[ -x "/root$program" ] || fail "the root has no $program"
+done
 mount --move /dev /root/dev || fail "cannot move /dev"
 umount /sys
 umount /proc
 exec switch_root /root @INIT_PATH@
-fail "cannot start @INIT_PATH@"
