@@ -125,6 +125,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "pivot": pivot,
     "delegate": delegate,
     "limit_memory": limit_memory,
+    "settle": names.settle,
     "hostname": names.set_hostname,
     "hosts": names.set_hosts,
     "nameserver": names.set_nameserver,

@@ -130,6 +130,7 @@ def plan_names(parameters: Parameters) -> list[Step]:
         (Step("resolver", "nameserver", parameters.nameserver, needed=False),) if parameters.nameserver else ()
     )
     return [
+        Step("names", "settle", needed=False),
         Step("host name", "hostname", parameters.hostname, needed=False),
         Step("hosts", "hosts", parameters.hostname, parameters.gateway, needed=False),
         *name_server,

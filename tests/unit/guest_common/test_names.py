@@ -6,11 +6,10 @@ import os
 import stat
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vm0.guest_common.names import hosts_text, replace
+from vm0.guest_common.names import MODES, hosts_text, settle, write
 
 IMAGE = "127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost\n\n10.1.1.1\tdb # the image's\n"
 
@@ -40,16 +39,23 @@ def test_twice_is_once(lines: list[str]) -> None:
     assert hosts_text(once, "a", "1.2.3.4") == once
 
 
-@pytest.mark.parametrize("before", ["nothing", "file", "link"])
-def test_replace(tmp_path: Path, before: str) -> None:
-    path, target = tmp_path / "name", tmp_path / "target"
-    target.write_text("kept")
-    if before == "file":
-        path.write_text("old")
-    elif before == "link":
-        path.symlink_to(target)
-    replace(str(path), "new\n", 0o444)
-    assert path.read_text() == "new\n" and not path.is_symlink()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o444
-    assert target.read_text() == "kept"
-    assert sorted(os.listdir(tmp_path)) == ["name", "target"]
+def test_nothing_before() -> None:
+    assert hosts_text("", "vm0", "") == "127.0.0.1\tlocalhost\n127.0.1.1\tvm0 # vm0\n"
+
+
+def test_settle(tmp_path: Path) -> None:
+    """What the image has is kept, what it has not is empty, links are not followed, and twice is once."""
+    etc, folder, elsewhere = tmp_path / "etc", tmp_path / "run" / "vm0", tmp_path / "elsewhere"
+    etc.mkdir()
+    elsewhere.write_text("nameserver 9.9.9.9\n")
+    (etc / "hosts").write_text(IMAGE)
+    (etc / "resolv.conf").symlink_to(elsewhere)
+    for _ in range(2):
+        settle(str(folder), str(etc))
+        assert {path.name for path in etc.iterdir()} == set(MODES)
+        assert (etc / "hosts").read_text() == IMAGE and (etc / "machine-id").read_text() == ""
+        assert os.readlink(etc / "resolv.conf") == str(folder / "resolv.conf")
+    write("resolv.conf", "nameserver 1.1.1.1\n", str(folder))
+    assert (etc / "resolv.conf").read_text() == "nameserver 1.1.1.1\n"
+    assert elsewhere.read_text() == "nameserver 9.9.9.9\n"
+    assert {name: stat.S_IMODE((folder / name).stat().st_mode) for name in MODES} == MODES

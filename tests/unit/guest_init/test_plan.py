@@ -88,12 +88,13 @@ def test_the_network() -> None:
 
 def test_names() -> None:
     assert lines(plan.plan_names(DISK)) == [
+        "settle",
         "hostname vm0",
         "hosts vm0 192.168.241.1",
         "nameserver 192.168.241.1",
         "machine_id",
     ]
-    assert lines(plan.plan_names(BARE)) == ["hostname vm0", "hosts vm0 ", "machine_id"]
+    assert lines(plan.plan_names(BARE)) == ["settle", "hostname vm0", "hosts vm0 ", "machine_id"]
 
 
 @pytest.mark.parametrize("parameters", [DISK, BARE])
