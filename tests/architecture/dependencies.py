@@ -38,8 +38,10 @@ ALLOWED: dict[str, set[str]] = {
     "proxy_addon": {"contracts"},
     "server": {"contracts"},
     "runner": {"contracts", "sandbox"},
-    "runner.backends": {"sandbox", "sandbox_process", "sandbox_qemu", "sandbox_fc"},
-    "cli": {"archive", "contracts", "image", "runner", "server"},
+    # image: a runner's settings name a recipe, and a VM backend takes an image that is there
+    "runner.backends": {"sandbox", "sandbox_process", "sandbox_qemu", "sandbox_fc", "image"},
+    # sandbox: its errors, which the factory of `runner.backends` raises before there is a runner
+    "cli": {"archive", "contracts", "image", "runner", "sandbox", "server"},
 }
 
 # Test tools in shipped code: only the suite that every backend must pass.

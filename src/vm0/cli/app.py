@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vm0 import __version__
+from vm0.cli.command_parts import (
+    Agent,
+    Backend,
+    BackendOption,
+    ImageOption,
+    JsonOption,
+    OfflineOption,
+    RunArgument,
+    RunnerTokenFileOption,
+    ServerOption,
+    StateDirOption,
+    Status,
+    Tier,
+    TokenFileOption,
+    TokenKind,
+    YesOption,
+    command_group,
+    needs_command,
+)
+from vm0.cli.vm_app import image_app
 
-
-def _typer(text: str) -> typer.Typer:
-    return typer.Typer(
-        help=text,
-        add_completion=False,
-        rich_markup_mode=None,  # else --help imports rich
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
-app = _typer("Run AI coding agents, each run in a sandbox of its own.")
-runner_app = _typer("Execute the runs of a server on this host.")
-token_app = _typer("Make access tokens.")
-runs_app = _typer("Show and cancel runs.")
-image_app = _typer("Build and show the images that virtual machines start from.")
+app = command_group("Run AI coding agents, each run in a sandbox of its own.")
+runner_app = command_group("Execute the runs of a server on this host.")
+token_app = command_group("Make access tokens.")
+runs_app = command_group("Show and cancel runs.")
 app.add_typer(runner_app, name="runner")
 app.add_typer(token_app, name="token")
 app.add_typer(runs_app, name="runs")
 app.add_typer(image_app, name="image")
-
-# The words of the contracts, said again so that --help need not import them; a test compares the two.
-Agent = Literal["claude-code", "mock-claude", "command"]
-Backend = Literal["auto", "process", "qemu", "firecracker"]
-Tier = Literal["process", "emulated-vm", "hardware-vm"]
-Architecture = Literal["x86_64", "aarch64"]
-Status = Literal["pending", "running", "completed", "failed", "cancelled"]
-TokenKind = Literal["user", "runner"]
-
-ServerOption = Annotated[
-    str,
-    typer.Option("--server", metavar="URL", help="Server to use instead of this machine. [$VM0_SERVER_URL]"),
-]
-TokenFileOption = Annotated[
-    pathlib.Path | None, typer.Option("--token-file", metavar="FILE", help="File with the token. [else $VM0_TOKEN]")
-]
-RunnerTokenFileOption = Annotated[
-    pathlib.Path | None,
-    typer.Option("--token-file", metavar="FILE", help="File with the token. [else $VM0_RUNNER_TOKEN]"),
-]
-StateDirOption = Annotated[
-    pathlib.Path | None, typer.Option("--state-dir", metavar="DIR", help="State directory. [$VM0_HOME]")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its unique beginning.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -64,33 +47,7 @@ def root(
     if version:
         typer.echo(f"vm0 {__version__}")
         raise typer.Exit
-    _needs_command(context)
-
-
-@runner_app.callback(invoke_without_command=True)
-def runner_root(context: typer.Context) -> None:
-    _needs_command(context)
-
-
-@token_app.callback(invoke_without_command=True)
-def token_root(context: typer.Context) -> None:
-    _needs_command(context)
-
-
-@runs_app.callback(invoke_without_command=True)
-def runs_root(context: typer.Context) -> None:
-    _needs_command(context)
-
-
-@image_app.callback(invoke_without_command=True)
-def image_root(context: typer.Context) -> None:
-    _needs_command(context)
-
-
-def _needs_command(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
-        raise typer.Exit(2)
+    needs_command(context)
 
 
 @app.command("run")
@@ -114,9 +71,10 @@ def run(
     output: Annotated[
         pathlib.Path | None, typer.Option(metavar="DIR", help="Write the changed folder here at the end.")
     ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="What the sandbox is made with; `process` isolates nothing.")
-    ] = "auto",
+    backend: BackendOption = "auto",
+    image: ImageOption = "",
+    offline: OfflineOption = False,
+    yes: YesOption = False,
     isolation: Annotated[
         Tier | None, typer.Option(help="Least isolation to accept. [of the server: process]", show_default=False)
     ] = None,
@@ -138,7 +96,8 @@ def run(
 
     options = RunOptions(
         prompt=prompt, agent=agent, artifact=artifact, storages=storage or (), env=env or (), secrets=secret or (),
-        timeout_s=timeout, resume=resume, output=output, backend=backend, isolation=isolation, workdir=workdir,
+        timeout_s=timeout, resume=resume, output=output, backend=backend, image=image, offline=offline, yes=yes,
+        isolation=isolation, workdir=workdir,
         group=group, server=server, token_file=token_file, json=json,
     )  # fmt: skip
     return run_command.run(options)
@@ -235,67 +194,3 @@ def runs_cancel(
     from vm0.cli import runs_command
 
     return runs_command.cancel(run, server=server, token_file=token_file, as_json=json)
-
-
-@image_app.command("build")
-def image_build(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE|FILE.toml", help="A shipped recipe, or a file with one.")
-    ] = "base",
-    arch: Annotated[Architecture | None, typer.Option(help="Machine to build for. [this one]")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: the build has no network at all.")] = False,
-    from_dir: Annotated[
-        pathlib.Path | None,
-        typer.Option("--from", metavar="DIR", help="Take packages (.deb, .tgz) from here instead of the network."),
-    ] = None,
-    save_sources: Annotated[
-        pathlib.Path | None, typer.Option(metavar="DIR", help="Copy the packages to DIR, for --from on another host.")
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Use nothing that is cached, get the newest packages.")
-    ] = False,
-    state_dir: StateDirOption = None,
-    json: JsonOption = False,
-) -> int:
-    """Build the image of a recipe, unless it is there, and print its directory. Needs root."""
-    from vm0.cli import image_command
-
-    return image_command.build(
-        recipe, arch=arch, offline=offline, from_dir=from_dir, save_sources=save_sources, fresh=fresh,
-        state_dir=state_dir, as_json=json,
-    )  # fmt: skip
-
-
-@image_app.command("ls")
-def image_ls(state_dir: StateDirOption = None, json: JsonOption = False) -> int:
-    """List images, newest first."""
-    from vm0.cli import image_command
-
-    return image_command.list_images(state_dir=state_dir, as_json=json)
-
-
-@image_app.command("show")
-def image_show(
-    name: Annotated[str, typer.Argument(metavar="KEY|RECIPE", help="Key, its unique beginning, or a recipe's name.")],
-    state_dir: StateDirOption = None,
-    json: JsonOption = False,
-) -> int:
-    """Show an image: what it was made from, versions, sizes; the newest one of a recipe."""
-    from vm0.cli import image_command
-
-    return image_command.show(name, state_dir=state_dir, as_json=json)
-
-
-@image_app.command("rm")
-def image_rm(
-    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")] = None,
-    old: Annotated[bool, typer.Option("--old", help="All whose guest code is not that of this vm0.")] = False,
-    cache: Annotated[
-        bool, typer.Option("--cache", help="Also the trees that make the next build of a recipe quick.")
-    ] = False,
-    state_dir: StateDirOption = None,
-) -> int:
-    """Remove images. Running virtual machines keep theirs until they end."""
-    from vm0.cli import image_command
-
-    return image_command.remove(keys or [], old=old, cache=cache, state_dir=state_dir)

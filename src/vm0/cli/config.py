@@ -15,6 +15,8 @@ VARIABLES = {
     "TERM": "`dumb`: no colours and no moving lines",
 }
 
+SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
+
 
 class Secret(str):
     """Text that does not show itself in a `repr`, so that it stays out of logs and tracebacks."""
@@ -55,3 +57,9 @@ def state_dir(variables: Mapping[str, str]) -> pathlib.Path:
         return pathlib.Path("/var/lib/vm0")
     base = variables.get("XDG_STATE_HOME") or os.path.join(variables.get("HOME") or "/tmp", ".local/state")
     return pathlib.Path(base) / "vm0"
+
+
+def complete_path() -> None:
+    """Let this process find the programs of root, too: `su` without `-` leaves a PATH that lacks their folders."""
+    found = os.environ.get("PATH", "").split(":")
+    os.environ["PATH"] = ":".join([*filter(None, found), *(path for path in SYSTEM_PATH if path not in found)])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import platform
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from vm0.cli.config import Settings
 from vm0.cli.errors import CliError, UsageError
 from vm0.cli.run_summary import time_words
+from vm0.cli.steps import steps_for
 from vm0.cli.table import print_facts, print_json, print_table
-from vm0.image import BuildOptions, Image, ImageStore, Recipe, build_image, guest_build, load_recipe
+from vm0.cli.vm_preparation import verified_build
+from vm0.image import BuildOptions, Image, ImageStore, guest_build, load_recipe
 
 MIB = 1024 * 1024
 
@@ -32,27 +33,18 @@ def build(
     if from_dir is not None and not from_dir.is_dir():
         raise UsageError(f"{from_dir} is no directory", hint="--from takes one that --save-sources has filled")
     options = BuildOptions(from_dir=from_dir, offline=offline, fresh=fresh, save_to=save_sources)
-    image = verified_build(
-        image_store(state_dir), load_recipe(recipe), architecture=arch or platform.machine(), progress=_timed_notes(),
-        options=options,
-    )  # fmt: skip
+    settings = Settings.from_environment()
+    home = state_dir.absolute() if state_dir is not None else settings.state_dir
+    with contextlib.closing(steps_for(plain=settings.plain)) as steps:
+        image = verified_build(
+            ImageStore(home / "images"), load_recipe(recipe), architecture=arch or platform.machine(), home=home,
+            steps=steps, options=options,
+        )  # fmt: skip
     if as_json:
         print_json(_document(image))
     else:
         print(image.directory)
     return 0
-
-
-def verified_build(
-    store: ImageStore,
-    recipe: Recipe,
-    *,
-    architecture: str,
-    progress: Callable[[str], None],
-    options: BuildOptions | None = None,
-) -> Image:
-    """The one door through which commands build: here an image is booted once before it gets its place."""
-    return build_image(store, recipe, architecture=architecture, verify=None, progress=progress, options=options)
 
 
 def image_store(state_dir: pathlib.Path | None = None) -> ImageStore:
@@ -126,15 +118,6 @@ def found(store: ImageStore, name: str, *, by_recipe: bool = True) -> Image:
     if not by_key and not named:
         raise CliError(f"there is no image {name!r} in {store.root}", hint="`vm0 image ls` lists them")
     return (by_key or named)[0]
-
-
-def _timed_notes() -> Callable[[str], None]:
-    started = time.monotonic()
-
-    def note(text: str) -> None:
-        print(f"vm0: {time.monotonic() - started:5.1f} s  {text}", file=sys.stderr, flush=True)
-
-    return note
 
 
 def _document(image: Image) -> dict[str, Any]:

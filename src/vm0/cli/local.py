@@ -23,18 +23,18 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vm0.cli.api import ApiClient, ApiError
 from vm0.cli.config import Secret
 from vm0.cli.errors import CliError
+from vm0.cli.local_sandboxes import RUNNER_SLOTS, Wanted, local_config, slot_dir
 from vm0.contracts.runs import Isolation, RunStatus
 
 START_LIMIT_S = 30.0  # to find or start a server; a few seconds even on a slow disk
 LOOK_EVERY_S = 0.1
 CLIENTS_EVERY_S = 0.5
-RUNNER_SLOTS = 256  # runners of `vm0 run` at the same time on one state directory
 LOCAL_GROUP_PREFIX = "local/run-"
 
 Say = Callable[[str], None]
@@ -103,40 +103,39 @@ async def announced(home: pathlib.Path, host: str, port: int) -> AsyncIterator[s
             (folder / "server.json").unlink(missing_ok=True)
 
 
-def check_backend(home: pathlib.Path, backend: str) -> None:
-    """Raises BackendUnavailable for a backend this host does not have, before anything is started."""
-    from vm0.runner.backends import make_factory
-    from vm0.runner.config import RunnerConfig
-    from vm0.runner.config import Secret as RunnerSecret
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRunner:
+    """A runner of this process: what its sandboxes are made with, and the facts that its backend tells."""
 
-    # The address and the token are those of nobody: a factory looks at neither.
-    nobody = RunnerConfig(
-        server_url="http://127.0.0.1:1", token=RunnerSecret("none"), state_dir=home / "runner", backend=backend
-    )
-    make_factory(nobody)
+    backend: str
+    isolation: Isolation
+    facts: Mapping[str, str]
 
 
 @contextlib.asynccontextmanager
-async def local_runner(home: pathlib.Path, server: LocalServer, group: str, backend: str) -> AsyncIterator[Isolation]:
-    """A runner in this process that serves `group` only; the isolation tier it offers."""
-    from vm0.runner.config import RunnerConfig
+async def local_runner(
+    home: pathlib.Path, server: LocalServer, group: str, wanted: Wanted, say: Say
+) -> AsyncIterator[LocalRunner]:
+    """A runner in this process that serves `group` only. `say` is told of what takes long at its start."""
+    from vm0.runner.backends import make_factory
     from vm0.runner.config import Secret as RunnerSecret
     from vm0.runner.errors import StateDirectoryInUse
     from vm0.runner.service import running_runner
 
     for slot in range(RUNNER_SLOTS):
-        config = RunnerConfig.load(
-            flags={
-                "server_url": server.url, "token": RunnerSecret(server.runner_token), "group": group,
-                "state_dir": home / "runner" / f"local-{slot}", "backend": backend, "max_concurrent": 1,
-            }
+        config = local_config(
+            home, slot_dir(home, slot), wanted,
+            server_url=server.url, token=RunnerSecret(server.runner_token), group=group,
         )  # fmt: skip
         async with contextlib.AsyncExitStack() as stack:
             try:
-                runner = await stack.enter_async_context(running_runner(config))
+                factory = make_factory(config, say)
+                runner = await stack.enter_async_context(running_runner(config, factory))
             except StateDirectoryInUse:
                 continue
-            yield Isolation(runner.isolation.value)
+            yield LocalRunner(
+                backend=factory.backend, isolation=Isolation(runner.isolation.value), facts=factory.describe()
+            )
             return
     raise CliError(f"{RUNNER_SLOTS} runners use {home} already", hint="wait for some of them to end")
 

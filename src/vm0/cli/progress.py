@@ -22,6 +22,10 @@ class Progress(Protocol):
     """Told of everything that happens, in order; `data` is for stdout. `close` may be called more than once."""
 
     def note(self, text: str) -> None: ...
+    def step(self, text: str) -> None:
+        """A step of something that takes long: worth a line where nothing moves."""
+        ...
+
     def doing(self, what: str) -> None: ...
     def phase(self, step: TimelineStep) -> None: ...
     def event(self, event: Mapping[str, Any]) -> None: ...
@@ -38,6 +42,9 @@ class PlainProgress:
 
     def note(self, text: str) -> None:
         self._write(f"vm0: {text}")
+
+    def step(self, text: str) -> None:
+        self.note(text)
 
     def doing(self, what: str) -> None:
         pass
@@ -110,6 +117,9 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         self._line(f"vm0: {text}", "yellow")
+
+    def step(self, text: str) -> None:
+        self.doing(text)
 
     def doing(self, what: str) -> None:
         from rich.text import Text

@@ -14,42 +14,59 @@ from vm0.cli.connection import remote
 from vm0.cli.errors import CliError, Interrupted, UsageError
 from vm0.cli.folder_upload import Uploaded, upload
 from vm0.cli.interrupts import Interrupts, handled_interrupts
+from vm0.cli.local_sandboxes import DEFAULT_IMAGE, IMAGE_OF_AGENT, VM_BACKENDS, Wanted, local_config
 from vm0.cli.output_folder import check_target, write_output
 from vm0.cli.progress import JsonProgress, Progress, progress_for
 from vm0.cli.run_follow import Follower
 from vm0.cli.run_options import FolderMount, RunOptions, folder_mount, run_request
-from vm0.cli.run_summary import exit_code
+from vm0.cli.run_summary import exit_code, runner_words
+from vm0.cli.steps import steps_for
 from vm0.contracts import names
 from vm0.contracts.runs import Isolation, RunRequest, RunView, StorageMount
 from vm0.contracts.storages import StorageType
-
-PROCESS_WARNING = (
-    "the process backend isolates nothing (tier `process`): the agent runs as a local process with your rights"
-)
 
 
 def run(options: RunOptions) -> int:
     """Execute one run and wait for it; the exit code is the agent's."""
     settings = Settings.from_environment()
+    plan = _Plan(options, settings)
+    if plan.remote is None:
+        _prepare(plan)
     progress = progress_for(as_json=options.json, plain=settings.plain)
     try:
-        return asyncio.run(_run(options, settings, progress))
+        return asyncio.run(_run(plan, progress))
     finally:
         progress.close()
 
 
-async def _run(options: RunOptions, settings: Settings, progress: Progress) -> int:
+def _prepare(plan: _Plan) -> None:
+    """Have what the backend needs, before anything is started; the first time that takes a minute or two."""
+    home, wanted = plan.settings.state_dir, plan.wanted
+    if wanted.backend not in VM_BACKENDS:
+        from vm0.runner.backends import make_factory
+
+        make_factory(local_config(home, home / "runner", wanted))
+        return
+    from vm0.cli.vm_preparation import asked, prepare_backend
+    from vm0.image import BuildOptions
+
+    consent = (lambda _: True) if plan.options.yes else asked
+    with contextlib.closing(steps_for(plain=plan.settings.plain or plan.options.json)) as steps:
+        prepare_backend(home, wanted, steps, consent=consent, build=BuildOptions(offline=plan.options.offline))
+
+
+async def _run(plan: _Plan, progress: Progress) -> int:
     with handled_interrupts() as interrupts:
         try:
-            return await _interruptible(options, settings, progress, interrupts)
+            return await _interruptible(plan, progress, interrupts)
         except asyncio.CancelledError:
             if interrupts.count:
                 raise Interrupted from None
             raise
 
 
-async def _interruptible(options: RunOptions, settings: Settings, progress: Progress, interrupts: Interrupts) -> int:
-    plan = _Plan(options, settings)
+async def _interruptible(plan: _Plan, progress: Progress, interrupts: Interrupts) -> int:
+    options = plan.options
     async with contextlib.AsyncExitStack() as stack:
         client = await _client(stack, plan, progress)
         request, source = await plan.request(client, progress)
@@ -74,11 +91,10 @@ class _Plan:
     def __init__(self, options: RunOptions, settings: Settings) -> None:
         self.options, self.settings = options, settings
         self.remote = remote(settings, options.server, options.token_file)
-        if self.remote is not None and options.backend != "auto":
-            raise UsageError(
-                "--backend is for runs on this machine; the server's runners have their own",
-                hint="use --isolation to demand a tier, or leave --server out",
-            )
+        self._check_sandbox_options()
+        self.wanted = Wanted(
+            backend=options.backend, image=options.image or IMAGE_OF_AGENT.get(options.agent, DEFAULT_IMAGE)
+        )
         self.group = options.group if self.remote is not None else f"local/run-{secrets.token_hex(6)}"
         self.prompt = read_prompt(options.prompt)
         self.artifact = (
@@ -94,6 +110,22 @@ class _Plan:
                 what = "is not a folder" if mount.folder.exists() else "does not exist"
                 raise CliError(f"{mount.folder} {what}", hint="check the path given to --artifact or --storage")
         self._body([StorageMount(name="x", mount_path=mount.mount_path) for mount in self.storages], None, None)
+
+    def _check_sandbox_options(self) -> None:
+        options = self.options
+        given = [name for name, value in (("--image", options.image), ("--offline", options.offline)) if value]
+        if options.backend != "auto":
+            given.append("--backend")
+        if self.remote is not None and given:
+            raise UsageError(
+                f"{given[-1]} is for runs on this machine; the server's runners have their own",
+                hint="use --isolation to demand a tier, or leave --server out",
+            )
+        if options.image and options.backend not in VM_BACKENDS:
+            raise UsageError(
+                f"--image is for virtual machines; the {options.backend} backend has none",
+                hint="leave --image or --backend out",
+            )
 
     async def request(self, client: ApiClient, progress: Progress) -> tuple[RunRequest, Uploaded | None]:
         """The run request, with every folder uploaded; and the artifact as it was uploaded."""
@@ -140,19 +172,18 @@ async def _client(stack: contextlib.AsyncExitStack, plan: _Plan, progress: Progr
     """A client of the server to use; for a local run, server and runner are there as long as `stack` is open."""
     if plan.remote is not None:
         return await stack.enter_async_context(ApiClient(plan.remote.url, plan.remote.token))
-    from vm0.cli.local import check_backend, local_runner, local_server
+    from vm0.cli.local import local_runner, local_server
 
-    backend = plan.options.backend
-    check_backend(plan.settings.state_dir, backend)
     progress.doing("starting server and runner")
-    server = await stack.enter_async_context(local_server(plan.settings.state_dir, progress.note))
-    tier = await stack.enter_async_context(local_runner(plan.settings.state_dir, server, plan.group, backend))
-    if tier is Isolation.PROCESS:
-        progress.note(PROCESS_WARNING)
+    home = plan.settings.state_dir
+    server = await stack.enter_async_context(local_server(home, progress.note))
+    runner = await stack.enter_async_context(local_runner(home, server, plan.group, plan.wanted, progress.step))
+    progress.note(runner_words(plan.wanted.backend, runner.backend, runner.isolation, runner.facts))
     least = plan.options.isolation
-    if least is not None and not tier.at_least(Isolation(least)):
+    if least is not None and not runner.isolation.at_least(Isolation(least)):
         raise CliError(
-            f"the {backend} backend offers isolation `{tier.value}`, less than the demanded `{least}`",
+            f"the {runner.backend} backend offers isolation `{runner.isolation.value}` here, less than the demanded "
+            f"`{least}`",
             hint="choose another --backend, or accept less with --isolation",
         )
     return await stack.enter_async_context(ApiClient(server.url, server.user_token))

@@ -30,6 +30,9 @@ class RunOptions:
     resume: str = ""
     output: pathlib.Path | None = None
     backend: str = "auto"
+    image: str = ""
+    offline: bool = False
+    yes: bool = False
     isolation: str | None = None
     workdir: str = ""
     group: str = names.DEFAULT_GROUP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 from vm0.cli.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILURE, EXIT_TIMED_OUT
 from vm0.cli.event_lines import clean
@@ -13,6 +14,20 @@ TIER_WORDS = {
     Isolation.EMULATED_VM: "emulated-vm",
     Isolation.HARDWARE_VM: "hardware-vm",
 }
+
+
+PROCESS_WARNING = (
+    "the process backend isolates nothing (tier `process`): the agent runs as a local process with your rights"
+)
+
+
+def runner_words(asked_for: str, backend: str, isolation: Isolation, facts: Mapping[str, str]) -> str:
+    """Which backend a run of this machine gets, which tier that is, and why."""
+    if isolation is Isolation.PROCESS:
+        return PROCESS_WARNING
+    chosen = f"backend {backend}" + (" (firecracker: unsupported)" if asked_for == "auto" else "")
+    why = f": {facts['why']}" if facts.get("why") else ""
+    return f"{chosen}, isolation `{isolation.value}`{why}"
 
 
 def exit_code(run: RunView) -> int:

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import sys
 
-from vm0.cli.config import Settings
+from vm0.cli.config import Settings, complete_path
 from vm0.cli.errors import UsageError
 
 
@@ -22,7 +22,11 @@ def start(
     max_concurrent: int | None,
     state_dir: pathlib.Path | None,
 ) -> int:
-    """Run until SIGTERM or an interrupt. Options win over the environment, and that over the file."""
+    """Run until SIGTERM or an interrupt. Options win over the environment, and that over the file.
+
+    A snapshot that is missing is made first; an image or a package is not, that is what `vm0 setup` is for.
+    """
+    from vm0.cli.local_sandboxes import store_defaults
     from vm0.runner.config import RunnerConfig
     from vm0.runner.service import serve
 
@@ -44,5 +48,6 @@ def start(
         "state_dir": state_dir or settings.state_dir / "runner",
     }
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(RunnerConfig.load(file=config, flags=flags)))
+    complete_path()
+    asyncio.run(serve(RunnerConfig.load(file=config, flags=flags, defaults=store_defaults(settings.state_dir))))
     return 0

@@ -22,8 +22,10 @@ from vm0.runner.errors import RunnerError
 from vm0.runner.failpoints import Failpoints
 
 BACKENDS = ("auto", "process", "qemu", "firecracker")
+ACCELERATORS = ("auto", "kvm", "tcg")
 ENV_PREFIX = "VM0_RUNNER_"
 SHARED_ENV = {"server_url": "VM0_SERVER_URL", "failpoints": "VM0_FAILPOINTS"}
+SWITCH_WORDS = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 MEMORY_PER_RUN_BYTES = 512 * 1024 * 1024  # of the automatic max_concurrent: what a default sandbox may take
 
 
@@ -78,6 +80,11 @@ class RunnerConfig:
     group: str = names.DEFAULT_GROUP
     name: str = dataclasses.field(default_factory=lambda: socket.gethostname()[:128])
     backend: str = "auto"
+    image: str = "base"  # what virtual machines start from: a recipe's name or file, or an image's key
+    images_dir: Path = dataclasses.field(default_factory=lambda: default_home() / "images")  # `vm0 setup` fills it
+    snapshots_dir: Path = dataclasses.field(default_factory=lambda: default_home() / "snapshots")
+    snapshot: bool = True  # restore from a snapshot, made at the start if it is missing; false: boot every sandbox
+    accelerator: str = "auto"  # auto: `kvm` if a probe guest boots with it, else `tcg`, which is emulation
     max_concurrent: int = 0  # 0: as many as the processors and the memory of this host allow
     sandbox_vcpus: int = 1
     sandbox_memory_mib: int = 512
@@ -96,7 +103,8 @@ class RunnerConfig:
         object.__setattr__(self, "server_url", _checked_url(self.server_url))
         object.__setattr__(self, "token", Secret(self.token))
         # Resolved, because guests see paths below it: an agent's working directory must have one name only.
-        object.__setattr__(self, "state_dir", Path(self.state_dir).expanduser().resolve())
+        for key in ("state_dir", "images_dir", "snapshots_dir"):
+            object.__setattr__(self, key, Path(getattr(self, key)).expanduser().resolve())
         if not re.fullmatch(r"[\x21-\x7e]+", self.token):
             reason = "holds characters no token has" if self.token else "is missing"
             raise ConfigError("token", reason, hint="make one with `vm0 token create --kind runner`")
@@ -106,6 +114,8 @@ class RunnerConfig:
             raise ConfigError("name", "must be at most 128 printable characters")
         if self.backend not in BACKENDS:
             raise ConfigError("backend", f"must be one of {', '.join(BACKENDS)}")
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError("accelerator", f"must be one of {', '.join(ACCELERATORS)}")
         if self.max_concurrent == 0:
             object.__setattr__(self, "max_concurrent", automatic_concurrency())
         self._check_numbers()
@@ -135,9 +145,10 @@ class RunnerConfig:
         file: Path | None = None,
         env: Mapping[str, str] | None = None,
         flags: Mapping[str, object] | None = None,
+        defaults: Mapping[str, object] | None = None,
     ) -> RunnerConfig:
         """Flags (None: not given) over environment over file over defaults. Raises ConfigError."""
-        found = dict(_file_settings(file))
+        found = {**(defaults or {}), **_file_settings(file)}
         found |= _env_settings(os.environ if env is None else env)
         found |= {key: value for key, value in (flags or {}).items() if value is not None}
         limits: dict[str, Any] = {}
@@ -168,10 +179,12 @@ def env_name(key: str) -> str:
     return SHARED_ENV.get(key) or ENV_PREFIX + key.upper().replace(".", "_")
 
 
+def default_home() -> Path:
+    return Path("/var/lib/vm0") if os.geteuid() == 0 else Path("~/.local/state/vm0").expanduser()
+
+
 def default_state_dir() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/vm0/runner")
-    return Path("~/.local/state/vm0/runner").expanduser()
+    return default_home() / "runner"
 
 
 def automatic_concurrency() -> int:
@@ -220,10 +233,20 @@ def _env_settings(env: Mapping[str, str]) -> dict[str, object]:
     return found
 
 
+def _switch(value: object) -> bool:
+    """A TOML boolean, or a word in the environment."""
+    found = value if isinstance(value, bool) else SWITCH_WORDS.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"must be on or off, not {value!r}")
+    return found
+
+
 def _converted(key: str, kind: type, value: object) -> Any:
     try:
         if kind is Failpoints:
             return value if isinstance(value, Failpoints) else Failpoints.parse(str(value))
+        if kind is bool:
+            return _switch(value)
         if kind in (int, float):
             if isinstance(value, bool) or not isinstance(value, (int, float, str)):
                 raise ValueError(f"must be a number, not {value!r}")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.cli.conftest import COMMAND, Cli
 from vm0 import __version__
-from vm0.cli import app
+from vm0.cli import command_parts
 from vm0.contracts.names import MAX_PROMPT_BYTES
 from vm0.contracts.runs import AgentKind, Isolation, RunStatus
 from vm0.image.architectures import ARCHITECTURES
@@ -66,11 +66,11 @@ def test_version(cli: Cli) -> None:
 
 
 def test_choices_are_those_of_the_contracts() -> None:
-    assert typing.get_args(app.Agent) == tuple(kind.value for kind in AgentKind)
-    assert typing.get_args(app.Tier) == tuple(tier.value for tier in Isolation)
-    assert typing.get_args(app.Status) == tuple(status.value for status in RunStatus)
-    assert typing.get_args(app.Backend) == BACKENDS
-    assert typing.get_args(app.Architecture) == tuple(ARCHITECTURES)
+    assert typing.get_args(command_parts.Agent) == tuple(kind.value for kind in AgentKind)
+    assert typing.get_args(command_parts.Tier) == tuple(tier.value for tier in Isolation)
+    assert typing.get_args(command_parts.Status) == tuple(status.value for status in RunStatus)
+    assert typing.get_args(command_parts.Backend) == BACKENDS
+    assert typing.get_args(command_parts.Architecture) == tuple(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("words", [[], ["runs"], ["runner"], ["token"], ["image"]])

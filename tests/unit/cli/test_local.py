@@ -47,9 +47,11 @@ async def test_exit_code_and_stdout_are_the_commands(cli: Cli) -> None:
     assert (code, stdout) == (42, "out\n")
 
 
-@pytest.mark.parametrize("backend", ["auto", "qemu", "firecracker"])
-async def test_no_backend_is_taken_silently(backend: str, cli: Cli) -> None:
-    code, stdout, stderr = await cli.run("run", "--backend", backend, "x")
+@pytest.mark.parametrize(
+    "words", [["--image", "no-such"], ["--backend", "qemu", "--image", "no-such"], ["--backend", "firecracker"]]
+)
+async def test_no_backend_is_taken_silently(words: list[str], cli: Cli) -> None:
+    code, stdout, stderr = await cli.run("run", *words, "x")
     assert (code, stdout) == (125, "")
     assert "--backend process" in stderr
     assert not (cli.home / "state").exists(), "nothing may start for a backend that is not there"

@@ -22,6 +22,28 @@ def test_flags_win_over_environment_over_file(tmp_path: pathlib.Path) -> None:
     assert (config.limits.start_s, config.limits.create_s, config.backend) == (7.0, 8.5, "auto")
 
 
+def test_defaults_of_the_caller_are_the_weakest(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "runner.toml"
+    file.write_text(f'images_dir = "{tmp_path}/file"\n')
+    defaults = {"images_dir": tmp_path / "home", "snapshots_dir": tmp_path / "home", "state_dir": tmp_path / "home"}
+    env = {**NEEDED, "VM0_RUNNER_SNAPSHOTS_DIR": str(tmp_path / "env")}
+    config = RunnerConfig.load(file=file, env=env, flags={"state_dir": tmp_path / "flag"}, defaults=defaults)
+    found = (config.images_dir.name, config.snapshots_dir.name, config.state_dir.name)
+    assert found == ("file", "env", "flag")
+
+
+def test_images_and_snapshots_are_beside_the_runner() -> None:
+    config = RunnerConfig.load(env=NEEDED)
+    assert {config.images_dir.parent, config.snapshots_dir.parent} == {config.state_dir.parent}
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [("on", True), ("OFF", False), ("1", True), ("false", False), (True, True), (False, False)]
+)
+def test_a_switch_has_words(value: object, meant: bool) -> None:
+    assert RunnerConfig.load(env=NEEDED, flags={"snapshot": value}).snapshot is meant
+
+
 def test_every_setting_has_one_variable() -> None:
     variables = [env_name(key) for key in SETTINGS]
     assert len(set(variables)) == len(variables)
@@ -42,6 +64,9 @@ def test_every_setting_has_one_variable() -> None:
         ({"group": "Nope"}, "group"),
         ({"name": "a\x00b"}, "name"),
         ({"backend": "docker"}, "backend"),
+        ({"accelerator": "xen"}, "accelerator"),
+        ({"snapshot": "perhaps"}, "snapshot"),
+        ({"snapshot": 2}, "snapshot"),
         ({"max_concurrent": -1}, "max_concurrent"),
         ({"max_concurrent": "two"}, "max_concurrent"),
         ({"max_concurrent": 1.5}, "max_concurrent"),

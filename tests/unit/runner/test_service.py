@@ -365,7 +365,7 @@ def test_a_failpoint_ends_the_process(action: str, code: int) -> None:
 @pytest.mark.parametrize("backend", ["auto", "qemu", "firecracker"])
 def test_no_backend_falls_to_less_isolation(bench: Bench, backend: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
-        make_factory(bench.config(backend=backend))
+        make_factory(bench.config(backend=backend, images_dir=bench.folder / "images"))
     assert "--backend process" in caught.value.hint and "isolates nothing" in caught.value.hint
 
 

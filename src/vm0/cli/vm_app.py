@@ -1,0 +1,76 @@
+"""The commands about virtual machines. What a command needs is imported when it is called, as in `app`."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from vm0.cli.command_parts import Architecture, JsonOption, StateDirOption, command_group
+
+image_app = command_group("Build and show the images that virtual machines start from.")
+
+
+@image_app.command("build")
+def image_build(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE|FILE.toml", help="A shipped recipe, or a file with one.")
+    ] = "base",
+    arch: Annotated[Architecture | None, typer.Option(help="Machine to build for. [this one]")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: the build has no network at all.")] = False,
+    from_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option("--from", metavar="DIR", help="Take packages (.deb, .tgz) from here instead of the network."),
+    ] = None,
+    save_sources: Annotated[
+        pathlib.Path | None, typer.Option(metavar="DIR", help="Copy the packages to DIR, for --from on another host.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Use nothing that is cached, get the newest packages.")
+    ] = False,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Build the image of a recipe, unless it is there, and print its directory. Needs root."""
+    from vm0.cli import image_command
+
+    return image_command.build(
+        recipe, arch=arch, offline=offline, from_dir=from_dir, save_sources=save_sources, fresh=fresh,
+        state_dir=state_dir, as_json=json,
+    )  # fmt: skip
+
+
+@image_app.command("ls")
+def image_ls(state_dir: StateDirOption = None, json: JsonOption = False) -> int:
+    """List images, newest first."""
+    from vm0.cli import image_command
+
+    return image_command.list_images(state_dir=state_dir, as_json=json)
+
+
+@image_app.command("show")
+def image_show(
+    name: Annotated[str, typer.Argument(metavar="KEY|RECIPE", help="Key, its unique beginning, or a recipe's name.")],
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show an image: what it was made from, versions, sizes; the newest one of a recipe."""
+    from vm0.cli import image_command
+
+    return image_command.show(name, state_dir=state_dir, as_json=json)
+
+
+@image_app.command("rm")
+def image_rm(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")] = None,
+    old: Annotated[bool, typer.Option("--old", help="All whose guest code is not that of this vm0.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also the trees that make the next build of a recipe quick.")
+    ] = False,
+    state_dir: StateDirOption = None,
+) -> int:
+    """Remove images. Running virtual machines keep theirs until they end."""
+    from vm0.cli import image_command
+
+    return image_command.remove(keys or [], old=old, cache=cache, state_dir=state_dir)

@@ -1,0 +1,98 @@
+"""What must be there before a virtual machine can start here: Debian packages, and the image of a recipe.
+
+Both are made here if they may be. The snapshot is made by whoever enters the backend's factory: it needs a running one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+from vm0.cli.errors import CliError
+from vm0.cli.local_sandboxes import Wanted, free_state_dir, local_config
+from vm0.cli.setup_apply import install, machine_facts
+from vm0.cli.setup_plan import Install, Purpose, Refuse, plan_packages
+from vm0.cli.steps import Steps
+from vm0.image import BuildOptions, Image, ImageStore, Recipe, build_image, load_recipe
+from vm0.runner.backends import NAME_PROCESS, ImageMissing, make_factory
+from vm0.sandbox import BackendUnavailable
+
+Consent = Callable[[Mapping[str, str]], bool]  # to install these packages, each with what it is for
+
+
+def prepare_backend(home: pathlib.Path, wanted: Wanted, steps: Steps, *, consent: Consent, build: BuildOptions) -> None:
+    """Have what a factory with virtual machines needs; blocks for a minute or two the first time, else it is quick.
+
+    Raises an error with a hint (BackendUnavailable, ImageError, CliError) that names what is missing.
+    """
+    config = local_config(home, home / "runner", wanted)
+    prepare_packages((Purpose.RUN,), steps, consent=consent, offline=build.offline)
+    try:
+        make_factory(config)
+    except ImageMissing:
+        prepare_packages((Purpose.BUILD,), steps, consent=consent, offline=build.offline)
+        steps.note(f"image {wanted.image} is built now, and kept in {config.images_dir}")
+        verified_build(
+            ImageStore(config.images_dir), load_recipe(wanted.image), architecture=platform.machine(),
+            home=home, steps=steps, options=build,
+        )  # fmt: skip
+        make_factory(config)
+
+
+def prepare_packages(purposes: Iterable[Purpose], steps: Steps, *, consent: Consent, offline: bool) -> None:
+    """Install the Debian packages that are missing, if `consent` is given. Raises CliError with what is missing."""
+    for action in plan_packages(machine_facts(), purposes=purposes, offline=offline):
+        match action:
+            case Refuse(problem, hint):
+                raise CliError(problem, hint=f"{hint}; or {NAME_PROCESS}")
+            case Install(packages):
+                steps.pause()
+                if not consent(packages):
+                    raise CliError(
+                        f"virtual machines need {len(packages)} more packages: {' '.join(packages)}",
+                        hint=f"let `vm0 setup` install them (--yes does not ask); or {NAME_PROCESS}",
+                    )
+                steps.step(f"installing {' '.join(packages)}")
+                install(action, steps.fraction)
+
+
+def verified_build(
+    store: ImageStore,
+    recipe: Recipe,
+    *,
+    architecture: str,
+    home: pathlib.Path,
+    steps: Steps,
+    options: BuildOptions | None = None,
+) -> Image:
+    """The one door through which commands build: an image is booted once before it gets its place.
+
+    Blocks. Raises ImageError, SandboxError.
+    """
+    from vm0.runner.backends.qemu import boot_once, check_machine
+
+    def verify(image: Image) -> None:
+        try:
+            check_machine(architecture)
+        except BackendUnavailable as exc:
+            steps.note(f"the image was not booted to check it: {exc}")
+            return
+        with free_state_dir(home) as state_dir:
+            asyncio.run(boot_once(image, state_dir / "qemu"))
+
+    return build_image(store, recipe, architecture=architecture, verify=verify, progress=steps.step, options=options)
+
+
+def asked(packages: Mapping[str, str]) -> bool:
+    """Ask on the terminal; no terminal is a no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print("Virtual machines need these Debian packages:", file=sys.stderr)
+    width = max(map(len, packages))
+    for package, why in packages.items():
+        print(f"  {package:<{width}}  {why}", file=sys.stderr)
+    print("Install them with apt-get? [Y/n] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().lower() in ("\n", "y\n", "yes\n")  # the end of input is no yes
