@@ -7,6 +7,7 @@ the overlay takes in an emulated machine whose code is not translated yet. Needs
 
 from __future__ import annotations
 
+import _socket  # for the reason that `network` has
 import os
 
 API_HOST = "api.vm0.internal"  # the host's end of the network, where the runner listens
@@ -34,9 +35,7 @@ def settle(folder: str = FOLDER, etc: str = ETC) -> None:
 
 
 def set_hostname(name: str) -> None:
-    import socket  # the endpoint has it; init does without until here
-
-    socket.sethostname(name)
+    _socket.sethostname(name)
     write(HOSTNAME, f"{name}\n")
 
 
