@@ -51,8 +51,9 @@ class Descriptors:
     tap: int | None = None
 
 
-# The translation buffer is most of an idle emulated VM's own memory; 32 MiB holds what an agent's tools need.
-TCG_BUFFER_MIB = 32
+# Room for what is translated of a large program (an agent's CLI fills 100 MiB); when it is full, all is thrown away and
+# translated again. Only what is used takes memory, if QEMU gets no huge pages for it.
+TCG_BUFFER_MIB = 256
 # Our descriptors, the log and nothing else: no way to start programs, change ids or get more resources.
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 

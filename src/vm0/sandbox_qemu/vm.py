@@ -19,7 +19,7 @@ from vm0.microvm.process import Launch, VmmProcess
 from vm0.microvm.startup import Startup
 from vm0.sandbox import SandboxError, StartError
 from vm0.sandbox_common.recorded_process import record_process
-from vm0.sandbox_qemu.argv import Descriptors, MemoryUse, Shape, plan_argv
+from vm0.sandbox_qemu.argv import Accelerator, Descriptors, MemoryUse, Shape, plan_argv
 from vm0.sandbox_qemu.monitor import Monitor
 from vm0.vsock_host import GuestClient, Link, shake_hands
 
@@ -153,6 +153,7 @@ async def launch(startup: Startup, plan: VmPlan) -> Vm:
             groups=plan.groups,
             descriptors=given,
             cgroup=plan.cgroup,
+            small_pages=plan.shape.accelerator is Accelerator.TCG,
         )
         process = await startup.step("spawn", VmmProcess.spawn(launch), limit_s=SPAWN_S)
     monitor = Monitor(control)

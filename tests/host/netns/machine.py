@@ -15,9 +15,10 @@ from typing import TypeVar
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from vm0.microvm.netns import NamespacePool, threads
+from vm0.microvm import threads
+from vm0.microvm.netns import NamespacePool
 from vm0.microvm.netns.names import OWN_NAMESPACE
-from vm0.microvm.netns.syscalls import CLONE_NEWNET, MNT_DETACH, setns, umount, unshare
+from vm0.microvm.syscalls import CLONE_NEWNET, MNT_DETACH, setns, umount, unshare
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ import pathlib
 import pytest
 
 from tests.host.netns.machine import PrivateHost, ruleset, run
-from vm0.microvm.netns import nft, threads
+from vm0.microvm import threads
+from vm0.microvm.netns import nft
 from vm0.microvm.netns.policy import host_rules, host_rules_removal
 
 pytestmark = pytest.mark.host

@@ -12,8 +12,9 @@ import pytest
 
 from tests.host.netns.machine import PrivateHost, run
 from tests.support.capabilities import require
+from vm0.microvm import threads
 from vm0.microvm.guest import TAP_MAC, TAP_NAME
-from vm0.microvm.netns import Namespace, NamespaceError, threads
+from vm0.microvm.netns import Namespace, NamespaceError
 
 pytestmark = pytest.mark.host
 

@@ -25,8 +25,9 @@ from tests.host.netns.machine import (
     listen,
     netlink,
 )
+from vm0.microvm import threads
 from vm0.microvm.guest import BRIDGE_PORT, GATEWAY, GUEST_ADDRESS
-from vm0.microvm.netns import Namespace, nft, threads
+from vm0.microvm.netns import Namespace, nft
 from vm0.microvm.netns.policy import host_rules_removal
 
 pytestmark = pytest.mark.host

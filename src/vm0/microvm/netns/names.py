@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from vm0.microvm.netns.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, MS_REC, MS_SHARED, mount, umount, unshare
+from vm0.microvm.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, MS_REC, MS_SHARED, mount, umount, unshare
 
 NETNS_DIR = Path("/run/netns")
 OWN_NAMESPACE = "/proc/thread-self/ns/net"

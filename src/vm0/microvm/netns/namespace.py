@@ -11,7 +11,7 @@ from vm0.microvm.guest import TAP_NAME
 from vm0.microvm.netns import tap
 from vm0.microvm.netns.errors import NamespaceError, hint_for
 from vm0.microvm.netns.plan import Slot
-from vm0.microvm.netns.threads import call_inside
+from vm0.microvm.threads import call_inside
 
 
 @dataclass(frozen=True, slots=True)

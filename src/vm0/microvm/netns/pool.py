@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vm0.microvm.netns import threads
+from vm0.microvm import threads
 from vm0.microvm.netns.errors import NamespaceError
 from vm0.microvm.netns.host import AUTOMATIC, Host, LinuxHost
 from vm0.microvm.netns.names import NETNS_DIR

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vm0.microvm.netns.syscalls import CLONE_NEWNET, setns
+from vm0.microvm.syscalls import CLONE_NEWNET, setns
 
 T = TypeVar("T")
 
@@ -44,4 +44,4 @@ def call_inside(netns_path: Path, function: Callable[[], T]) -> T:
             os.close(fd)
         return function()
 
-    return start(enter, f"netns-{netns_path.name}").result()
+    return start(enter, f"in-{netns_path.name}").result()

@@ -17,6 +17,7 @@ _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
 def unshare(flags: int) -> None:
@@ -37,6 +38,11 @@ def mount(source: str, target: str, flags: int) -> None:
 def umount(target: str, flags: int) -> None:
     if _libc.umount2(os.fsencode(target), flags) != 0:
         raise _error("umount", target)
+
+
+def prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise _error("prctl", f"option {option}")
 
 
 def _error(call: str, operand: str) -> OSError:
