@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def flat_repository(folder: Path, source_dir: Path, wanted: PackageSet, commands
         f"Suite: {wanted.suite}\nCodename: {wanted.suite}\nArchitectures: {wanted.architecture.debian}\n"
         f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} Packages\n"
     )
-    return f"deb [trusted=yes] copy:{folder} ./"
+    return f"deb [trusted=yes] copy:{urllib.parse.quote(str(folder))} ./"
 
 
 def _take_sources_list(source_dir: Path, sources: Path, tree: Path) -> None:

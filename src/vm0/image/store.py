@@ -112,12 +112,17 @@ class ImageStore:
         self.prepare()
         count = 0
         for path in sorted((self.root / "bases").iterdir()):
-            with contextlib.suppress(ImageError), self.locked(path.name, wait=False):
-                with contextlib.suppress(FileNotFoundError):
-                    (path / COMPLETE).unlink()
-                shutil.rmtree(path)
+            with contextlib.suppress(ImageError):
+                self.remove_base(path.name)
                 count += 1
         return count
+
+    def remove_base(self, key: str) -> None:
+        """Remove one cached tree. Raises ImageError while somebody builds with it."""
+        with self.locked(key, wait=False):
+            with contextlib.suppress(FileNotFoundError):
+                (self.base(key) / COMPLETE).unlink()
+            shutil.rmtree(self.base(key))
 
     def staging(self, key: str) -> Path:
         return self.root / "staging" / key

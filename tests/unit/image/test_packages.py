@@ -75,23 +75,23 @@ def commands(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Command
 
 def test_a_repository_from_a_directory(tmp_path: pathlib.Path, commands: Commands) -> None:
     """apt finds the packages of this architecture, and which of them are essential, by suite."""
-    debs = tmp_path / "debs"
+    debs = tmp_path / "de bs"
     debs.mkdir()
     deb(debs, "one", essential=True)
     deb(debs, "two", "amd64", "1:2.0")
     deb(debs, "three", "arm64")
     (debs / "other.tgz").touch()
-    line = packages.flat_repository(tmp_path / "repository", debs, packages.package_set(RECIPE, AMD64, "x"), commands)
-    assert line == f"deb [trusted=yes] copy:{tmp_path}/repository ./"
-    index = (tmp_path / "repository/Packages").read_text()
+    line = packages.flat_repository(tmp_path / "re pository", debs, packages.package_set(RECIPE, AMD64, "x"), commands)
+    assert line == f"deb [trusted=yes] copy:{tmp_path}/re%20pository ./"
+    index = (tmp_path / "re pository/Packages").read_text()
     entries = [
         dict(line.split(": ", 1) for line in entry.splitlines() if line[0] != " ") for entry in index.split("\n\n")
     ]
     assert [(entry["Package"], entry.get("Essential")) for entry in entries] == [("one", "yes"), ("two", None)]
     for entry in entries:
-        content = (tmp_path / "repository" / entry["Filename"]).read_bytes()
+        content = (tmp_path / "re pository" / entry["Filename"]).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), str(len(content))) == (entry["SHA256"], entry["Size"])
-    release = (tmp_path / "repository/Release").read_text()
+    release = (tmp_path / "re pository/Release").read_text()
     assert "Codename: trixie\n" in release
     assert f"{hashlib.sha256(index.encode()).hexdigest()} {len(index.encode())} Packages" in release
 

@@ -1,0 +1,76 @@
+"""Real builds: packages are installed once and kept in the repository's `.test-cache`, as for tests with machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.capabilities import require
+from vm0.image import Image, ImageStore, Recipe, build_image, load_recipe
+from vm0.image.build import PROGRAMS
+from vm0.image.command import missing_program
+
+CACHE = pathlib.Path(__file__).resolve().parents[3] / ".test-cache"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A build takes half a minute, the first one longer, and the lock of a running one is waited for."""
+    for item in items:
+        if item.path.is_relative_to(pathlib.Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def store() -> ImageStore:
+    require(os.geteuid() == 0, "building an image needs root")
+    missing = missing_program(*PROGRAMS, "unsquashfs")
+    require(not missing, f"not installed: {missing}")
+    return ImageStore(CACHE / "images")
+
+
+@pytest.fixture(scope="session")
+def image(store: ImageStore) -> Image:
+    """`base` for this machine."""
+    return build_image(store, load_recipe("base"), architecture=platform.machine())
+
+
+@pytest.fixture(scope="session")
+def tree(image: Image, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """What is in the image's root file system."""
+    return unsquashed(image, tmp_path_factory.mktemp("rootfs") / "tree")
+
+
+def unsquashed(image: Image, target: pathlib.Path) -> pathlib.Path:
+    subprocess.run(
+        ["unsquashfs", "-no-progress", "-quiet", "-dest", target, image.rootfs],
+        check=True,
+        timeout=120,
+        stdout=subprocess.DEVNULL,
+    )
+    return target
+
+
+@pytest.fixture
+def variant(store: ImageStore, image: Image) -> Iterator[Callable[..., Recipe]]:
+    """Recipes with the packages of `base`, which are there, and a name of their own; their bases are removed."""
+    before = {path.name for path in (store.root / "bases").iterdir()}
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    base = load_recipe("base")
+    yield lambda **changes: dataclasses.replace(base, name=name, **changes)
+    for found in store.list():
+        if found.name == name:
+            store.remove(found.key)
+    for key in {path.name for path in (store.root / "bases").iterdir()} - before:
+        store.remove_base(key)
+
+
+def mounts_below(path: pathlib.Path) -> list[str]:
+    lines = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split()[4].startswith(str(path))]
