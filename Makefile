@@ -39,8 +39,8 @@ $(STAMP): $(BIN)/uv-$(UV_VERSION) pyproject.toml uv.lock
 	@ln -f $< $(BIN)/uv  # sync removes what is not in uv.lock, uv's own package included
 	@touch $@
 
-system: ## install the Debian packages that tests and benchmarks need (root on Debian only)
-	@bash tools/system_packages.sh
+system: $(STAMP) ## install the Debian packages that tests and benchmarks need (root on Debian only)
+	@$(BIN)/python -m tools.system_packages
 
 demo: $(STAMP) ## a server, a runner and a run on this machine
 	$(BIN)/python examples/demo.py

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vm0 import __version__
+from vm0.cli import vm_app
 from vm0.cli.command_parts import (
     Agent,
     Backend,
@@ -27,7 +28,6 @@ from vm0.cli.command_parts import (
     command_group,
     needs_command,
 )
-from vm0.cli.vm_app import image_app
 
 app = command_group("Run AI coding agents, each run in a sandbox of its own.")
 runner_app = command_group("Execute the runs of a server on this host.")
@@ -36,7 +36,9 @@ runs_app = command_group("Show and cancel runs.")
 app.add_typer(runner_app, name="runner")
 app.add_typer(token_app, name="token")
 app.add_typer(runs_app, name="runs")
-app.add_typer(image_app, name="image")
+app.add_typer(vm_app.image_app, name="image")
+app.add_typer(vm_app.snapshot_app, name="snapshot")
+app.command("setup")(vm_app.setup)
 
 
 @app.callback(invoke_without_command=True)

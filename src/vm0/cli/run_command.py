@@ -47,10 +47,10 @@ def _prepare(plan: _Plan) -> None:
 
         make_factory(local_config(home, home / "runner", wanted))
         return
-    from vm0.cli.vm_preparation import asked, prepare_backend
+    from vm0.cli.vm_preparation import agreed, asked, prepare_backend
     from vm0.image import BuildOptions
 
-    consent = (lambda _: True) if plan.options.yes else asked
+    consent = agreed if plan.options.yes else asked
     with contextlib.closing(steps_for(plain=plan.settings.plain or plan.options.json)) as steps:
         prepare_backend(home, wanted, steps, consent=consent, build=BuildOptions(offline=plan.options.offline))
 

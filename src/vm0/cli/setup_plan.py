@@ -6,13 +6,14 @@ Pure: `setup_apply` finds the facts and does the actions.
 from __future__ import annotations
 
 import enum
-import shlex
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 OLDEST_PYTHON = (3, 11)
 QEMU_PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 DEBIAN_FAMILY = frozenset({"debian", "ubuntu"})
+ESCAPED = re.compile(r"""\\([\\$"'`])""")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -139,17 +140,15 @@ def is_debian(os_release: Mapping[str, str]) -> bool:
 
 
 def parse_os_release(text: str) -> dict[str, str]:
-    """As os-release(5) says: shell assignments. A line that is none says nothing."""
+    """As os-release(5) has it: assignments, the value perhaps in quotes. A line that is none says nothing."""
     found = {}
     for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
         if not equals or not name.isidentifier():
             continue
-        try:
-            words = shlex.split(value)
-        except ValueError:
-            continue
-        found[name] = words[0] if words else ""
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = ESCAPED.sub(r"\1", value[1:-1])
+        found[name] = value
     return found
 
 

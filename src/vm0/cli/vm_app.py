@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vm0.cli.command_parts import Architecture, JsonOption, StateDirOption, command_group
+from vm0.cli.command_parts import Architecture, JsonOption, StateDirOption, YesOption, command_group
 
 image_app = command_group("Build and show the images that virtual machines start from.")
+snapshot_app = command_group("Make and show the snapshots that virtual machines are restored from.")
+
+KeysArgument = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")]
 
 
 @image_app.command("build")
@@ -63,7 +66,7 @@ def image_show(
 
 @image_app.command("rm")
 def image_rm(
-    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")] = None,
+    keys: KeysArgument = None,
     old: Annotated[bool, typer.Option("--old", help="All whose guest code is not that of this vm0.")] = False,
     cache: Annotated[
         bool, typer.Option("--cache", help="Also the trees that make the next build of a recipe quick.")
@@ -74,3 +77,77 @@ def image_rm(
     from vm0.cli import image_command
 
     return image_command.remove(keys or [], old=old, cache=cache, state_dir=state_dir)
+
+
+def setup(
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="RECIPE", help="Image to build; may be given more than once. [base]")
+    ] = None,
+    yes: YesOption = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: no package, nothing for an image.")
+    ] = False,
+    from_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option("--from", metavar="DIR", help="Take an image's packages (.deb, .tgz) from here."),
+    ] = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Make this machine ready for virtual machines. Needs root.
+
+    Installs the Debian packages that are missing (asking first), builds the image, boots it once, makes its snapshot,
+    and says which backend and isolation tier `vm0 run` will use, and why. Safe to repeat, and quick when all is there.
+    """
+    from vm0.cli import setup_command
+
+    return setup_command.setup(
+        yes=yes, images=image or ["base"], offline=offline, from_dir=from_dir, state_dir=state_dir, as_json=json
+    )
+
+
+@snapshot_app.command("build")
+def snapshot_build(
+    image: Annotated[str, typer.Argument(metavar="RECIPE|KEY", help="Image of the virtual machine.")] = "base",
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Make the snapshot of an image, unless it is there, and print its directory. Needs root.
+
+    Its processors, memory and disk are those of a runner's settings (VM0_RUNNER_SANDBOX_MEMORY_MIB, ...).
+    """
+    from vm0.cli import snapshot_command
+
+    return snapshot_command.build(image, state_dir=state_dir, as_json=json)
+
+
+@snapshot_app.command("ls")
+def snapshot_ls(state_dir: StateDirOption = None, json: JsonOption = False) -> int:
+    """List snapshots, newest first."""
+    from vm0.cli import snapshot_command
+
+    return snapshot_command.list_snapshots(state_dir=state_dir, as_json=json)
+
+
+@snapshot_app.command("show")
+def snapshot_show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key, or its unique beginning.")],
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show a snapshot and everything that decides which machines can start from it."""
+    from vm0.cli import snapshot_command
+
+    return snapshot_command.show(key, state_dir=state_dir, as_json=json)
+
+
+@snapshot_app.command("rm")
+def snapshot_rm(
+    keys: KeysArgument = None,
+    old: Annotated[bool, typer.Option("--old", help="Those that nothing can start from any more.")] = False,
+    state_dir: StateDirOption = None,
+) -> int:
+    """Remove snapshots. A runner that uses one must be started anew; the snapshot is made again then."""
+    from vm0.cli import snapshot_command
+
+    return snapshot_command.remove(keys or [], old=old, state_dir=state_dir)

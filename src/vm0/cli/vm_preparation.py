@@ -50,6 +50,8 @@ def prepare_packages(purposes: Iterable[Purpose], steps: Steps, *, consent: Cons
                 raise CliError(problem, hint=f"{hint}; or {NAME_PROCESS}")
             case Install(packages):
                 steps.pause()
+                for package, why in packages.items():
+                    steps.note(f"missing: {package}, {why}")
                 if not consent(packages):
                     raise CliError(
                         f"virtual machines need {len(packages)} more packages: {' '.join(packages)}",
@@ -90,9 +92,10 @@ def asked(packages: Mapping[str, str]) -> bool:
     """Ask on the terminal; no terminal is a no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print("Virtual machines need these Debian packages:", file=sys.stderr)
-    width = max(map(len, packages))
-    for package, why in packages.items():
-        print(f"  {package:<{width}}  {why}", file=sys.stderr)
-    print("Install them with apt-get? [Y/n] ", end="", file=sys.stderr, flush=True)
+    print(f"vm0: install {len(packages)} packages with apt-get? [Y/n] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().lower() in ("\n", "y\n", "yes\n")  # the end of input is no yes
+
+
+def agreed(packages: Mapping[str, str]) -> bool:
+    """`--yes`."""
+    return True
