@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 
 from vm0.guest_bundle import GuestBundle, build_bundle
-from vm0.vsock_host import GuestClient, GuestListener
+from vm0.vsock_host import GuestClient, GuestListener, UnixAddress
 
 START_S = 30.0
 STOP_S = 10.0
@@ -37,7 +37,7 @@ async def running_guest(
     token = secrets.token_bytes(32)
     token_file, socket_path = folder / f"{name}.token", folder / f"{name}.sock"
     token_file.write_bytes(token)
-    async with GuestListener(str(socket_path), token=token, build=bundle.build) as listener:
+    async with GuestListener(UnixAddress(str(socket_path)), token=token, build=bundle.build) as listener:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(bundle.path), "vsock-guest"),
             *("--connect", f"unix:{socket_path}", "--token-file", str(token_file)),

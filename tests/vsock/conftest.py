@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.capabilities import require
 from tests.vsock.endpoints import Endpoint, RawHost, command_group, connected_guest, guest_process
+from tests.vsock.places import new_place
 from vm0.guest_bundle import GuestBundle, build_bundle
 from vm0.sandbox_common import cgroups
 from vm0.vsock_host import GuestClient
@@ -59,7 +60,7 @@ async def contained(bundle: GuestBundle, folder: Path, group: Path | None) -> As
 @pytest.fixture
 async def host(folder: Path) -> AsyncIterator[RawHost]:
     """A host that says what the test wants."""
-    host = RawHost(folder / "host.sock")
+    host = RawHost(new_place(folder))
     yield host
     host.close()
 
@@ -67,12 +68,12 @@ async def host(folder: Path) -> AsyncIterator[RawHost]:
 @pytest.fixture
 async def served(bundle: GuestBundle, folder: Path, group: Path | None, host: RawHost) -> AsyncIterator[Endpoint]:
     """A guest that dials `host`, once with a cgroup and once without."""
-    async with guest_process(bundle, folder, "--connect", f"unix:{host.path}", group=group) as endpoint:
+    async with guest_process(bundle, folder, "--connect", host.place.option, group=group) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
 async def lone(bundle: GuestBundle, folder: Path, host: RawHost) -> AsyncIterator[Endpoint]:
     """A guest that dials `host`, without a cgroup."""
-    async with guest_process(bundle, folder, "--connect", f"unix:{host.path}") as endpoint:
+    async with guest_process(bundle, folder, "--connect", host.place.option) as endpoint:
         yield endpoint

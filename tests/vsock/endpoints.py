@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.vsock.places import Place, new_place
 from vm0.guest_bundle import GuestBundle
 from vm0.sandbox_common import cgroups
 from vm0.vsock_host import GuestClient, GuestListener
@@ -79,12 +80,9 @@ class Peer:
 class RawHost:
     """A listener for the real guest that hands out its connections as peers."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.bind(str(path))
-        self._sock.listen(16)
-        self._sock.setblocking(False)
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._sock = place.address.listen(16)
 
     async def accept(self) -> Peer:
         async with asyncio.timeout(ANSWER_S):
@@ -95,16 +93,9 @@ class RawHost:
         self._sock.close()
 
 
-async def dialled(path: Path) -> Peer:
+async def dialled(place: Place) -> Peer:
     """A peer in the guest's place, connected to a listener."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    try:
-        await asyncio.get_running_loop().sock_connect(sock, str(path))
-    except OSError:
-        sock.close()
-        raise
-    return Peer(sock, "guest")
+    return Peer(await place.dial(), "guest")
 
 
 @dataclass
@@ -185,10 +176,10 @@ async def connected_guest(
     bundle: GuestBundle, folder: Path, *options: str, group: Path | None = None, prefix: tuple[str, ...] = ()
 ) -> AsyncIterator[Endpoint]:
     """The guest process after the handshake with a real listener."""
-    path, token_file, token = folder / "host.sock", folder / "token", secrets.token_bytes(32)
+    place, token_file, token = new_place(folder), folder / "token", secrets.token_bytes(32)
     token_file.write_bytes(token)
-    async with GuestListener(str(path), token=token, build=bundle.build) as listener:
-        options = ("--connect", f"unix:{path}", "--token-file", str(token_file), "--build", bundle.build, *options)
+    async with GuestListener(place.address, token=token, build=bundle.build) as listener:
+        options = ("--connect", place.option, "--token-file", str(token_file), "--build", bundle.build, *options)
         async with guest_process(bundle, folder, "--give-up-s", "2", *options, group=group, prefix=prefix) as endpoint:
             endpoint.client = await listener.accept(START_S)
             try:

@@ -18,9 +18,10 @@ import pytest
 
 from tests.vsock.endpoints import Peer, dialled
 from tests.vsock.observation import MIB, peak_rss_bytes, reset_peak, rss_bytes
+from tests.vsock.places import NOBODY, Place, new_place
 from vm0.sandbox import Reason, SandboxOperationError
 from vm0.sandbox.testing import sh
-from vm0.vsock_host import GuestClient, GuestListener, HandshakeError, client, files, process
+from vm0.vsock_host import GuestClient, GuestListener, HandshakeError, UnixAddress, client, files, process
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.framing import frame_header
@@ -37,13 +38,13 @@ def raw(message: Message, seq: int, type: int | None = None) -> bytes:
 
 
 @pytest.fixture
-def path(folder: Path) -> Path:
-    return folder / "guest.sock"
+def place(folder: Path) -> Place:
+    return new_place(folder)
 
 
 @pytest.fixture
-async def listener(path: Path) -> AsyncIterator[GuestListener]:
-    async with GuestListener(str(path), token=TOKEN, build=BUILD) as listener:
+async def listener(place: Place) -> AsyncIterator[GuestListener]:
+    async with GuestListener(place.address, token=TOKEN, build=BUILD) as listener:
         yield listener
 
 
@@ -81,15 +82,15 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("ending", ["silence", "end"])
 @pytest.mark.parametrize("what", BAD_HANDSHAKES)
 async def test_a_bad_handshake_lets_the_right_guest_in(
-    listener: GuestListener, path: Path, what: str, ending: str
+    listener: GuestListener, place: Place, what: str, ending: str
 ) -> None:
     stream, _ = BAD_HANDSHAKES[what]
-    bad = await dialled(path)
+    bad = await dialled(place)
     with contextlib.suppress(ConnectionError):
         await bad.send_bytes(stream)
     if ending == "end":
         bad.sock.shutdown(socket.SHUT_WR)
-    good = await dialled(path)
+    good = await dialled(place)
     accepting = asyncio.create_task(listener.accept(10))
     await shaken(good)
     guest = await accepting
@@ -103,9 +104,9 @@ async def test_a_bad_handshake_lets_the_right_guest_in(
 
 
 @pytest.mark.parametrize("what", BAD_HANDSHAKES)
-async def test_a_bad_handshake_is_the_reason_that_is_told(listener: GuestListener, path: Path, what: str) -> None:
+async def test_a_bad_handshake_is_the_reason_that_is_told(listener: GuestListener, place: Place, what: str) -> None:
     stream, why = BAD_HANDSHAKES[what]
-    bad = await dialled(path)
+    bad = await dialled(place)
     with contextlib.suppress(ConnectionError):
         await bad.send_bytes(stream)
     started = time.monotonic()
@@ -117,9 +118,9 @@ async def test_a_bad_handshake_is_the_reason_that_is_told(listener: GuestListene
 
 
 @pytest.mark.parametrize("what", BAD_ANSWERS)
-async def test_a_bad_answer_to_the_first_ping(listener: GuestListener, path: Path, what: str) -> None:
+async def test_a_bad_answer_to_the_first_ping(listener: GuestListener, place: Place, what: str) -> None:
     stream, why = BAD_ANSWERS[what]
-    bad = await dialled(path)
+    bad = await dialled(place)
     await bad.send(READY, 0)
     await bad.expect(m.Ping, 1)
     await bad.send_bytes(stream)
@@ -129,30 +130,30 @@ async def test_a_bad_answer_to_the_first_ping(listener: GuestListener, path: Pat
     bad.close()
 
 
-async def test_an_early_end_is_told(listener: GuestListener, path: Path) -> None:
-    (await dialled(path)).close()
+async def test_an_early_end_is_told(listener: GuestListener, place: Place) -> None:
+    (await dialled(place)).close()
     with pytest.raises(HandshakeError, match="went away before it said ready"):
         await listener.accept(0.3)
 
 
-async def test_only_so_many_wait_in_their_handshake(listener: GuestListener, path: Path) -> None:
-    silent = [await dialled(path) for _ in range(8)]
-    one_more = await dialled(path)
+async def test_only_so_many_wait_in_their_handshake(listener: GuestListener, place: Place) -> None:
+    silent = [await dialled(place) for _ in range(8)]
+    one_more = await dialled(place)
     await one_more.ended()
     with pytest.raises(HandshakeError, match="too many connections"):
         await listener.accept(0.2)
     silent.pop().close()
     with pytest.raises(HandshakeError, match="went away"):
         await listener.accept(0.2)
-    good = await dialled(path)
+    good = await dialled(place)
     await shaken(good)
     (await listener.accept(5)).close()
     for peer in (*silent, one_more, good):
         peer.close()
 
 
-async def test_one_guest_and_no_other(listener: GuestListener, path: Path) -> None:
-    first, second = await dialled(path), await dialled(path)
+async def test_one_guest_and_no_other(listener: GuestListener, place: Place) -> None:
+    first, second = await dialled(place), await dialled(place)
     await shaken(first)
     guest = await listener.accept(5)
     await second.send(READY, 0)
@@ -160,28 +161,30 @@ async def test_one_guest_and_no_other(listener: GuestListener, path: Path) -> No
         seq, _ = await second.receive()
         await second.send(m.Pong(), seq)
     await second.ended()
-    with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-        await dialled(path)
+    with pytest.raises(NOBODY):
+        await dialled(place)
     assert not guest.is_lost
     guest.close()
     first.close()
     second.close()
 
 
-async def test_a_guest_that_nobody_waits_for_is_dropped(path: Path) -> None:
-    async with GuestListener(str(path), token=TOKEN) as listener:
-        peer = await dialled(path)
+async def test_a_guest_that_nobody_waits_for_is_dropped(place: Place) -> None:
+    async with GuestListener(place.address, token=TOKEN) as listener:
+        peer = await dialled(place)
         await shaken(peer)
-        while await asyncio.to_thread(path.exists):  # the listener closes its door once somebody is in
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(*NOBODY):  # the listener closes its door once somebody is in
+            while True:
+                (await dialled(place)).close()
+                await asyncio.sleep(0.01)
     await asyncio.wait_for(peer.ended(), 2)
     peer.close()
     assert listener is not None
 
 
-async def test_no_descriptors_left_is_no_end_of_listening(listener: GuestListener, path: Path) -> None:
+async def test_no_descriptors_left_is_no_end_of_listening(listener: GuestListener, place: Place) -> None:
     """Accepting fails while there are none; whoever dialled waits and is let in when there are some again."""
-    peer = await dialled(path)
+    peer = await dialled(place)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -195,7 +198,7 @@ async def test_no_descriptors_left_is_no_end_of_listening(listener: GuestListene
 
 async def test_a_path_that_the_kernel_does_not_take(folder: Path) -> None:
     with pytest.raises(HandshakeError, match="socket path of 1") as caught:
-        async with GuestListener(str(folder / ("x" * 120)), token=TOKEN):
+        async with GuestListener(UnixAddress(str(folder / ("x" * 120))), token=TOKEN):
             pass
     assert "107" in caught.value.hint
 
@@ -204,9 +207,9 @@ async def test_a_path_that_the_kernel_does_not_take(folder: Path) -> None:
 
 
 @pytest.fixture
-async def pair(listener: GuestListener, path: Path) -> AsyncIterator[tuple[GuestClient, Peer]]:
+async def pair(listener: GuestListener, place: Place) -> AsyncIterator[tuple[GuestClient, Peer]]:
     """A client that has let the test's own guest in."""
-    peer = await dialled(path)
+    peer = await dialled(place)
     await shaken(peer)
     guest = await listener.accept(10)
     yield guest, peer

@@ -15,6 +15,7 @@ import pytest
 
 from tests.vsock.endpoints import Endpoint, Peer, RawHost, guest_process
 from tests.vsock.observation import MIB, descriptors, until_dead, until_settled
+from tests.vsock.places import new_place
 from tests.vsock.test_bad_hosts import command, greeted, pong
 from tests.vsock.test_commands import traced
 from vm0.guest_bundle import GuestBundle
@@ -196,9 +197,9 @@ async def test_tries_grow_apart(lone: Endpoint, host: RawHost) -> None:
 
 @pytest.mark.parametrize("listening", [True, False])
 async def test_it_gives_up(bundle: GuestBundle, folder: Path, host: RawHost, listening: bool) -> None:
-    path = host.path if listening else folder / "nobody.sock"
+    place = host.place if listening else new_place(folder)
     started = time.monotonic()
-    async with guest_process(bundle, folder, "--connect", f"unix:{path}", "--give-up-s", "0.5") as endpoint:
+    async with guest_process(bundle, folder, "--connect", place.option, "--give-up-s", "0.5") as endpoint:
         while endpoint.process.returncode is None:
             if not listening:
                 assert await endpoint.exit_code() == 1
@@ -216,7 +217,7 @@ async def test_it_gives_up(bundle: GuestBundle, folder: Path, host: RawHost, lis
             else:
                 exiting.cancel()
         assert 0.4 < time.monotonic() - started < 6
-        assert f"giving up on unix:{path}" in endpoint.errors()
+        assert f"giving up on {place.option}: " in endpoint.errors()
 
 
 async def test_100_connections_leak_nothing(lone: Endpoint, host: RawHost, folder: Path) -> None:
@@ -248,7 +249,7 @@ async def test_a_signal_ends_the_guest_and_all_it_started(served: Endpoint, host
 
 
 async def test_a_signal_while_nobody_is_connected(bundle: GuestBundle, folder: Path) -> None:
-    async with guest_process(bundle, folder, "--connect", f"unix:{folder}/nobody.sock") as endpoint:
+    async with guest_process(bundle, folder, "--connect", new_place(folder).option) as endpoint:
         await asyncio.sleep(0.5)
         endpoint.process.send_signal(signal.SIGTERM)
         started = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.vsock.endpoints import ENVIRONMENT, Endpoint, RawHost, guest_process
+from tests.vsock.places import new_place
 from vm0.guest_bundle import GuestBundle
 from vm0.vsock_proto import messages as m
 
@@ -38,7 +39,7 @@ async def test_it_is_ready_within_its_start_time(bundle: GuestBundle, folder: Pa
     times = []
     for _ in range(RUNS):
         started = time.perf_counter()
-        async with guest_process(bundle, folder, "--connect", f"unix:{host.path}"):
+        async with guest_process(bundle, folder, "--connect", host.place.option):
             peer = await host.accept()
             await peer.expect(m.Ready)
             times.append((time.perf_counter() - started) * 1000)
@@ -66,7 +67,7 @@ async def test_it_imports_nothing_slow(bundle: GuestBundle) -> None:
 async def test_ready_tells_who_it_is(bundle: GuestBundle, folder: Path, host: RawHost) -> None:
     token_file = folder / "token"
     token_file.write_bytes(b"\0secret\xff")
-    options = ("--connect", f"unix:{host.path}", "--token-file", str(token_file), "--build", "abc")
+    options = ("--connect", host.place.option, "--token-file", str(token_file), "--build", "abc")
     async with guest_process(bundle, folder, *options) as endpoint:
         seen = []
         for _ in range(2):
@@ -84,7 +85,7 @@ async def test_ready_tells_who_it_is(bundle: GuestBundle, folder: Path, host: Ra
 async def test_two_boots_differ(bundle: GuestBundle, folder: Path, host: RawHost) -> None:
     boots = set()
     for _ in range(2):
-        async with guest_process(bundle, folder, "--connect", f"unix:{host.path}"):
+        async with guest_process(bundle, folder, "--connect", host.place.option):
             peer = await host.accept()
             boots.add((await peer.expect(m.Ready, 0)).boot_id)
             peer.close()
@@ -92,9 +93,10 @@ async def test_two_boots_differ(bundle: GuestBundle, folder: Path, host: RawHost
 
 
 async def test_it_waits_for_a_host_that_comes_later(bundle: GuestBundle, folder: Path) -> None:
-    async with guest_process(bundle, folder, "--connect", f"unix:{folder}/host.sock"):
+    place = new_place(folder)
+    async with guest_process(bundle, folder, "--connect", place.option):
         await asyncio.sleep(0.3)
-        late = RawHost(folder / "host.sock")
+        late = RawHost(place)
         peer = await late.accept()
         await peer.expect(m.Ready, 0)
         peer.close()

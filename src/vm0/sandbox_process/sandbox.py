@@ -17,7 +17,7 @@ from vm0.guest_bundle import GuestBundle
 from vm0.sandbox import IsolationTier, SandboxConfig, StartError, UnixSocket
 from vm0.sandbox_common import GuestSandbox, cgroups
 from vm0.sandbox_common.recorded_process import record_process
-from vm0.vsock_host import GuestClient, GuestListener
+from vm0.vsock_host import GuestClient, GuestListener, UnixAddress
 
 START_S = 15.0  # spawn to finished handshake; a busy machine takes 1 s
 GIVE_UP_S = 3.0  # the guest endpoint exits by itself this long after its host vanished
@@ -69,7 +69,8 @@ class ProcessSandbox(GuestSandbox):
         token_file = self._sockets / "token"
         token_file.touch(mode=0o600)
         token_file.write_bytes(token)
-        async with GuestListener(str(self._sockets / "guest.sock"), token=token, build=self._bundle.build) as listener:
+        address = UnixAddress(str(self._sockets / "guest.sock"))
+        async with GuestListener(address, token=token, build=self._bundle.build) as listener:
             await self._spawn(token_file)
             assert self._process is not None
             accepting = asyncio.create_task(listener.accept(START_S), name=f"accept {self.sandbox_id}")

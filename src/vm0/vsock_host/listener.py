@@ -7,28 +7,26 @@ the right one the listener is gone and nobody else can connect.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
 from collections.abc import Coroutine
 
+from vm0.vsock_host.address import Address
 from vm0.vsock_host.client import GuestClient
 from vm0.vsock_host.handshake import HandshakeError, shake_hands
 from vm0.vsock_host.link import Link
 
 log = logging.getLogger("vm0.vsock_host")
 
-MAX_PATH = 107  # sun_path without its terminating NUL
 ACCEPT_RETRY_S = 0.2
 MAX_CANDIDATES = 8  # connections in their handshake at once; more are closed unread
 
 
 class GuestListener:
-    """An async context manager around the socket `path` (0600, in a directory that only its owner can enter)."""
+    """An async context manager around a listening socket."""
 
-    def __init__(self, path: str, *, token: bytes, build: str = "") -> None:
-        self._path, self._token, self._build = path, token, build
+    def __init__(self, address: Address, *, token: bytes, build: str = "") -> None:
+        self._address, self._token, self._build = address, token, build
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._candidates: set[Link] = set()
@@ -37,23 +35,8 @@ class GuestListener:
         self._refusals: list[str] = []
 
     async def __aenter__(self) -> GuestListener:
-        if len(os.fsencode(self._path)) > MAX_PATH:
-            raise HandshakeError(
-                f"socket path of {len(os.fsencode(self._path))} bytes: {self._path}",
-                hint=f"the kernel takes {MAX_PATH}; use a shorter state directory",
-            )
         self._accepted = asyncio.get_running_loop().create_future()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            sock.bind(self._path)
-            os.chmod(self._path, 0o600)
-            sock.listen(MAX_CANDIDATES)
-        except BaseException:
-            sock.close()
-            raise
-        self._socket = sock
+        self._socket = sock = self._address.listen(MAX_CANDIDATES)
         self._own(self._accept_all(sock), "vsock listener")
         return self
 
@@ -89,14 +72,14 @@ class GuestListener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(sock)
+                connection, peer = await loop.sock_accept(sock)
             except OSError as exc:  # out of descriptors: those who dialled wait in the backlog
                 self._refuse(f"accept failed: {exc}")
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
-            if len(self._candidates) >= MAX_CANDIDATES:
+            if len(self._candidates) >= MAX_CANDIDATES or not self._address.admits(peer):
                 connection.close()
-                self._refuse("too many connections at once")
+                self._refuse("too many connections at once" if self._address.admits(peer) else f"not a guest: {peer}")
                 continue
             link = Link(connection)
             self._candidates.add(link)
@@ -127,5 +110,4 @@ class GuestListener:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            self._address.withdraw()
