@@ -34,7 +34,7 @@ class LogRing:
             data = data[-limit_bytes:]
             data = data.partition(b"\n")[2] or data
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
-        return "".join(c if c.isprintable() or c == "\n" else "·" for c in text).strip()
+        return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text).strip()
 
 
 class LogReader:

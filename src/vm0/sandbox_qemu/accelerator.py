@@ -36,7 +36,7 @@ class Finding:
     why: str
 
 
-def device_gid(device: Path = KVM) -> int | None:
+def device_gid(device: Path) -> int | None:
     """The group through which an unprivileged VMM may open it; None if everybody may. Raises PermissionError."""
     found = device.stat()
     if stat.S_IMODE(found.st_mode) & 0o006 == 0o006:
@@ -55,7 +55,7 @@ async def find_accelerator(machine: Machine, files: BootFiles, *, uid: int | Non
     if os.uname().machine != machine.architecture:
         return Finding(Accelerator.TCG, f"emulates {machine.architecture} on {os.uname().machine}")
     try:
-        gid = device_gid() if uid is not None else None
+        gid = device_gid(KVM) if uid is not None else None
         asked = _question(machine)
     except FileNotFoundError:
         return Finding(Accelerator.TCG, f"no {KVM}: hardware virtualisation is off, or not passed on to this machine")
@@ -72,8 +72,16 @@ async def find_accelerator(machine: Machine, files: BootFiles, *, uid: int | Non
     return found
 
 
-async def probe(machine: Machine, files: BootFiles, *, uid: int | None, groups: tuple[int, ...] = ()) -> str:
-    """Boot the probe guest with KVM; "" if it said its line in time, else why not."""
+async def probe(
+    machine: Machine,
+    files: BootFiles,
+    *,
+    uid: int | None,
+    groups: tuple[int, ...] = (),
+    accelerator: Accelerator = Accelerator.KVM,
+    limit_s: float = PROBE_S,
+) -> str:
+    """Boot the probe guest; "" if it said its line in time, else why not."""
     console = LogReader(LogRing())
     assert console.theirs is not None
     with contextlib.ExitStack() as stack:
@@ -81,8 +89,9 @@ async def probe(machine: Machine, files: BootFiles, *, uid: int | None, groups: 
         kernel, initramfs = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (files.kernel, files.initramfs))
         for fd in (kernel, initramfs):
             stack.callback(os.close, fd)
+        cpu = machine.host_cpu if accelerator is Accelerator.KVM else machine.emulated_cpu
         argv = (
-            machine.binary, "-machine", machine.machine, "-accel", "kvm", "-cpu", machine.host_cpu,
+            machine.binary, "-machine", machine.machine, "-accel", accelerator.value, "-cpu", cpu,
             "-m", f"{PROBE_MEMORY_MIB}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", f"/proc/self/fd/{kernel}", "-initrd", f"/proc/self/fd/{initramfs}",
             "-append", f"console={machine.console} quiet panic=-1 {' '.join(machine.boot_parameters)} vm0.probe=1",
@@ -97,13 +106,13 @@ async def probe(machine: Machine, files: BootFiles, *, uid: int | None, groups: 
             return str(exc)
         console.started()
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(limit_s):
                 await process.wait()
             said = process.output.splitlines()
             ended = f"the probe guest did not come up: QEMU {process.end_text()}"
             why = f"{ended}: {said[-1]}" if said else ended
         except TimeoutError:
-            why = f"the probe guest did not come up within {PROBE_S:g} s"
+            why = f"the probe guest did not come up within {limit_s:g} s"
         finally:
             await process.kill()
             console.close()
