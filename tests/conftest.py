@@ -20,6 +20,12 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONASYNCIODEBUG", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Virtual machines last, and so beside each other: emulated ones take all of a processor, and tests of time limits
+    should not run beside that."""
+    items.sort(key=lambda item: item.get_closest_marker("vm") is not None)
+
+
 @pytest.fixture
 def leak_check() -> Iterator[None]:
     """Fail the test if children or open descriptors differ before and after it; any test may ask for this.
