@@ -196,3 +196,6 @@ def runs_cancel(
     from vm0.cli import runs_command
 
     return runs_command.cancel(run, server=server, token_file=token_file, as_json=json)
+
+
+app.command("benchmark")(vm_app.benchmark)

@@ -151,3 +151,15 @@ def snapshot_rm(
     from vm0.cli import snapshot_command
 
     return snapshot_command.remove(keys or [], old=old, state_dir=state_dir)
+
+
+def benchmark(
+    image: Annotated[str, typer.Option(metavar="RECIPE", help="Image of the virtual machines.")] = "base",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer of each: rougher numbers, sooner.")] = False,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Measure virtual machines on this host: start, commands, files, forks, memory. Needs root."""
+    from vm0.cli import benchmark_command
+
+    return benchmark_command.benchmark(image=image, quick=quick, state_dir=state_dir, as_json=json)
