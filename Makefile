@@ -42,8 +42,8 @@ $(STAMP): $(BIN)/uv-$(UV_VERSION) pyproject.toml uv.lock
 system: $(STAMP) ## install the Debian packages that tests and benchmarks need (root on Debian only)
 	@$(BIN)/python -m tools.system_packages
 
-demo: $(STAMP) ## a server, a runner and a run on this machine
-	$(BIN)/python examples/demo.py
+demo: $(STAMP) ## an agent job in a virtual machine (as root; ARGS=--process: without)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(STAMP) system ## all tests but the slow ones; ARGS="tests/unit -k frame" narrows
 	$(PYTEST) -m "not slow" -n $(WORKERS) --durations=15 $(ARGS)
