@@ -53,14 +53,14 @@ async def test_the_answer_is_kept(files: BootFiles, tmp_path: pathlib.Path, monk
     device.chmod(0o666)
     monkeypatch.setattr(accelerator, "KVM", device)
     monkeypatch.setattr(accelerator, "probe", refuse)
-    found = [await find_accelerator(MACHINE, files, uid=1, cache=cache) for _ in range(2)]
+    found = [await find_accelerator(MACHINE, files, uid=1, cache=cache, qemu_version="7") for _ in range(2)]
     assert found[0] == found[1] and len(asked) == 1
     assert found[0].accelerator is Accelerator.TCG
     assert found[0].why.startswith("the probe guest did not come up (")
     device.chmod(0o646)  # something about it changed
-    await find_accelerator(MACHINE, files, uid=1, cache=cache)
+    await find_accelerator(MACHINE, files, uid=1, cache=cache, qemu_version="7")
     cache.write_text("{")
-    await find_accelerator(MACHINE, files, uid=1, cache=cache)
+    await find_accelerator(MACHINE, files, uid=1, cache=cache, qemu_version="7")
     assert len(asked) == 3
 
 
@@ -71,10 +71,10 @@ async def test_causes_that_need_no_probe(
     monkeypatch.setattr(accelerator, "KVM", device)
 
     async def ask() -> Finding:
-        return await find_accelerator(MACHINE, files, uid=1, cache=tmp_path / "cache")
+        return await find_accelerator(MACHINE, files, uid=1, cache=tmp_path / "cache", qemu_version="7")
 
     assert "hardware virtualisation is off" in (await ask()).why
     device.touch(mode=0o600)
     assert (await ask()).why.startswith("no permission: ")
-    arm = await find_accelerator(MACHINES["aarch64"], files, uid=1, cache=tmp_path / "cache")
+    arm = await find_accelerator(MACHINES["aarch64"], files, uid=1, cache=tmp_path / "cache", qemu_version="7")
     assert arm.why == "emulates aarch64 on x86_64"

@@ -34,6 +34,7 @@ class Finding:
 
     accelerator: Accelerator
     why: str
+    groups: tuple[int, ...] = ()  # that a VMM needs for it
 
 
 def device_gid(device: Path) -> int | None:
@@ -49,25 +50,28 @@ def device_gid(device: Path) -> int | None:
     raise PermissionError(f"no permission: {device} is {stat.filemode(found.st_mode)}")
 
 
-async def find_accelerator(machine: Machine, files: BootFiles, *, uid: int | None, cache: Path) -> Finding:
+async def find_accelerator(
+    machine: Machine, files: BootFiles, *, uid: int | None, cache: Path, qemu_version: str
+) -> Finding:
     """KVM if a probe guest boots with it within 2 s as that user, else TCG with the cause. The answer is kept until the
     host boots anew, or its device or QEMU change."""
     if os.uname().machine != machine.architecture:
         return Finding(Accelerator.TCG, f"emulates {machine.architecture} on {os.uname().machine}")
     try:
         gid = device_gid(KVM) if uid is not None else None
-        asked = _question(machine)
+        asked = {**_question(machine), "qemu": qemu_version}
     except FileNotFoundError:
         return Finding(Accelerator.TCG, f"no {KVM}: hardware virtualisation is off, or not passed on to this machine")
     except PermissionError as exc:
         return Finding(Accelerator.TCG, str(exc))
-    if (kept := _kept(cache, asked)) is not None:
+    groups = () if gid is None else (gid,)
+    if (kept := _kept(cache, asked, groups)) is not None:
         return kept
-    failure = await probe(machine, files, uid=uid, groups=() if gid is None else (gid,))
+    failure = await probe(machine, files, uid=uid, groups=groups)
     if failure:
         found = Finding(Accelerator.TCG, f"{failure} ({_nature()})")
     else:
-        found = Finding(Accelerator.KVM, "a probe guest booted with KVM")
+        found = Finding(Accelerator.KVM, "a probe guest booted with KVM", groups)
     _keep(cache, asked, found)
     return found
 
@@ -129,11 +133,19 @@ def _question(machine: Machine) -> dict[str, str]:
     }
 
 
-def _kept(cache: Path, asked: dict[str, str]) -> Finding | None:
+def chosen(name: str) -> Finding:
+    """By the user, so it is not asked whether it works. Raises PermissionError and FileNotFoundError for a KVM that VMs
+    may not open."""
+    accelerator = Accelerator(name)
+    gid = device_gid(KVM) if accelerator is Accelerator.KVM else None
+    return Finding(accelerator, "chosen by name", () if gid is None else (gid,))
+
+
+def _kept(cache: Path, asked: dict[str, str], groups: tuple[int, ...]) -> Finding | None:
     try:
         kept = json.loads(cache.read_text())
         if kept["asked"] == asked:
-            return Finding(Accelerator(kept["accelerator"]), str(kept["why"]))
+            return Finding(Accelerator(kept["accelerator"]), str(kept["why"]), groups)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

@@ -16,12 +16,12 @@ from pathlib import Path
 from vm0.image import Image
 from vm0.microvm.disk import DiskPool, make_disk
 from vm0.microvm.netns import NamespacePool
-from vm0.sandbox import IsolationTier, Sandbox, SandboxConfig, SandboxError, State
+from vm0.sandbox import BackendUnavailable, IsolationTier, Sandbox, SandboxConfig, SandboxError, State
 from vm0.sandbox_common import cgroups, check_sandbox_id
 from vm0.sandbox_common.ownership import locked, locked_when_free, make_private, short_hash
 from vm0.sandbox_common.recorded_process import end_recorded
 from vm0.sandbox_qemu import golden, snapshot
-from vm0.sandbox_qemu.accelerator import Finding, find_accelerator
+from vm0.sandbox_qemu.accelerator import chosen, find_accelerator
 from vm0.sandbox_qemu.argv import Accelerator, Shape, machine_digest
 from vm0.sandbox_qemu.host import Host
 from vm0.sandbox_qemu.machines import machine_for
@@ -64,7 +64,8 @@ class QemuSandboxFactory:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._root, self._options, self._say = root.absolute(), options, say
-        self._namespaces = namespaces or NamespacePool(spare=SPARE_NAMESPACES)
+        self._given_namespaces = namespaces
+        self._namespaces: NamespacePool | None = None
         self._stack = contextlib.AsyncExitStack()
         self._sandboxes: dict[str, QemuSandbox] = {}
         self._destroying: dict[str, asyncio.Task[None]] = {}
@@ -85,7 +86,7 @@ class QemuSandboxFactory:
     @property
     def network_pool(self) -> int | None:
         """The index of its namespace pool on this host, None before it is entered."""
-        return self._namespaces.index
+        return self._namespaces.index if self._namespaces is not None else None
 
     @property
     def shape(self) -> Shape:
@@ -99,9 +100,9 @@ class QemuSandboxFactory:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for sandbox in list(self._sandboxes.values()):
-            await self.destroy(sandbox)
-        await self._stack.aclose()
+        async with self._stack:
+            for sandbox in list(self._sandboxes.values()):
+                await self.destroy(sandbox)
 
     async def create(self, config: SandboxConfig) -> Sandbox:
         host = self._entered()
@@ -171,8 +172,9 @@ class QemuSandboxFactory:
             self._cgroup.mkdir(exist_ok=True)
             stack.push_async_callback(cgroups.remove, self._cgroup)
         self._host = await self._found()
-        await stack.enter_async_context(self._namespaces)
-        self._seats = Seats(self._root / "sandboxes", self._namespaces, self._cgroup)
+        namespaces = self._given_namespaces or NamespacePool(spare=SPARE_NAMESPACES)
+        self._namespaces = await stack.enter_async_context(namespaces)
+        self._seats = Seats(self._root / "sandboxes", namespaces, self._cgroup)
         stack.push_async_callback(self._close_disks)
         if self._options.snapshots is not None:
             self._snapshot = await self._loaded_snapshot(self._options.snapshots)
@@ -198,16 +200,20 @@ class QemuSandboxFactory:
         version = await asyncio.to_thread(qemu_version, machine.binary, machine.package)
         files = BootFiles(kernel=image.vmlinuz, initramfs=image.initramfs, root=image.rootfs)
         if self._options.accelerator:
-            finding = Finding(Accelerator(self._options.accelerator), "chosen by name")
+            try:
+                finding = chosen(self._options.accelerator)
+            except OSError as exc:
+                raise BackendUnavailable(f"accelerator {self._options.accelerator}: {exc}", hint="use auto") from exc
         else:
             cache = self._root / "accelerator.json"
-            finding = await find_accelerator(machine, files, uid=PROBE_UID, cache=cache)
+            finding = await find_accelerator(machine, files, uid=PROBE_UID, cache=cache, qemu_version=version)
         return Host(
             files=files,
             image_key=image.key,
             build=image.build,
             accelerator=finding.accelerator,
             why_accelerator=finding.why,
+            groups=finding.groups,
             qemu_version=version,
             host_cpu=host_cpu() if finding.accelerator is Accelerator.KVM else "any",
         )

@@ -29,6 +29,7 @@ class Host:
     build: str
     accelerator: Accelerator
     why_accelerator: str
+    groups: tuple[int, ...]  # that QEMU needs for the accelerator
     qemu_version: str
     host_cpu: str
 
@@ -72,6 +73,7 @@ async def launch_on(
             tap=tap,
             network=seat.namespace.netns_path,
             uid=seat.uid,
+            groups=host.groups,
             cgroup=seat.cgroup,
             pid_file=seat.pid_file,
             state=state,

@@ -15,6 +15,7 @@ from vm0.sandbox import SandboxError
 CONNECT_S = 10.0
 ANSWER_S = 10.0
 MIGRATE_S = 120.0
+FINALIZE_POLL_S = 0.002
 UNLIMITED = 1 << 40  # bytes per second: the other end is a file in memory
 
 
@@ -69,6 +70,7 @@ class Monitor:
             await self._execute("getfd", fdname="state")
             await self._execute("migrate", uri="fd:state")
             await self._migrated(events, "saved")
+        await self._finalized()
 
     async def load_state(self, fd: int, *, with_memory: bool = False) -> None:
         """Read the state from the descriptor with this number in QEMU. Returns when the VM is complete; it
@@ -96,6 +98,15 @@ class Monitor:
         except TimeoutError:
             raise MonitorError(f"the state was not {what} within {MIGRATE_S:g} s") from None
         raise MonitorError(f"QEMU ended before the state was {what}")
+
+    async def _finalized(self) -> None:
+        """QEMU says *completed* a moment before it lets the VM go on, and has no event for that."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                while (await self._execute("query-status"))["status"] == "finish-migrate":
+                    await asyncio.sleep(FINALIZE_POLL_S)
+        except TimeoutError:
+            raise MonitorError(f"the VM cannot go on {ANSWER_S:g} s after its state was saved") from None
 
     async def _why(self) -> str:
         info = await self._execute("query-migrate")
