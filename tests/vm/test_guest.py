@@ -88,4 +88,3 @@ async def test_an_endpoint_that_dies_is_a_crash_at_once(sandbox: QemuSandbox) ->
     assert caught.value.reason is Reason.CRASHED
     assert time.monotonic() - begun < 20
     assert "guest endpoint died" in await sandbox.crashed()
-

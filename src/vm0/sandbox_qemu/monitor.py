@@ -103,7 +103,9 @@ class Monitor:
         """QEMU says *completed* a moment before it lets the VM go on, and has no event for that."""
         try:
             async with asyncio.timeout(ANSWER_S):
-                while (await self._execute("query-status"))["status"] == "finish-migrate":
+                while True:
+                    if (await self._execute("query-status"))["status"] != "finish-migrate":
+                        return
                     await asyncio.sleep(FINALIZE_POLL_S)
         except TimeoutError:
             raise MonitorError(f"the VM cannot go on {ANSWER_S:g} s after its state was saved") from None

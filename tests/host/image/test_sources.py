@@ -96,7 +96,7 @@ def test_an_image_for_arm64(store: ImageStore) -> None:
     probe = boot_arm64(image, "vm0.probe=1", timeout_s=60)
     assert probe.splitlines()[0].endswith("vm0-probe-ok")
     # PID 1 gets as far as what it is told by the command line, of which nothing is here
-    assert "vm0" in boot_arm64(image, "vm0.link=nonsense", timeout_s=120)
+    assert "vm0: init failed at kernel parameters" in boot_arm64(image, "vm0.ip=nonsense", timeout_s=120)
 
 
 def boot_arm64(image: Image, words: str, *, timeout_s: float) -> str:
