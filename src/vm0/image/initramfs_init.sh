@@ -42,8 +42,8 @@ done </modules/order
 tries=0
 while [ ! -b /dev/vda ]; do
 	tries=$((tries + 1))
-	[ "$tries" -le 500 ] || fail "no disk /dev/vda appeared"
-	usleep 10000
+	[ "$tries" -le 100 ] || fail "no disk /dev/vda appeared"
+	usleep 50000
 done
 
 mount -t squashfs -o ro /dev/vda /root || fail "cannot mount /dev/vda as squashfs"
