@@ -16,6 +16,11 @@ from vm0.cli.setup_plan import Install, Refuse, plan_packages
 
 FOR_TESTS = {  # program: (package, why)
     "mount": ("mount", "loop mounts of overlay disks"),
+    "busybox": ("busybox-static", "reads an initramfs back"),
+    "unsquashfs": ("squashfs-tools", "reads an image's root file system back"),
+    "qemu-aarch64-static": ("qemu-user-static", "builds an image for arm64 on another machine (make soak)"),
+    "update-binfmts": ("binfmt-support", "has the kernel run arm64 programs with it"),
+    "qemu-system-aarch64": ("qemu-system-arm", "boots that image"),
     "sshd": ("openssh-server", "the peer that the transfer benchmark compares with"),
 }
 
