@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import pytest
 
@@ -164,6 +165,16 @@ def test_the_shipped_ones() -> None:
     assert set(claude.packages) == set(base.packages) and claude.users == base.users
     assert claude.npm[0].bin == {"claude": "claude"}
     assert claude.warm == (*base.warm, "claude --version")
+
+
+def test_the_example_of_the_guide(tmp_path: pathlib.Path) -> None:
+    guide = pathlib.Path(__file__).parents[3] / "docs/how-to-images.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", guide.read_text(), re.DOTALL)
+    (tmp_path / "team.sh").write_text("export EDITOR=vi\n")
+    found = parse_recipe(example, name="mine", here=tmp_path)
+    assert found.suite == "trixie" and found.npm[0].bin == {"biome": "biome"}
+    for key in ("packages", "npm", "files", "users", "commands", "warm", "mirrors", "extends", "suite", "name"):
+        assert f"`{key}`" in guide.read_text() or f"`[[{key}]]`" in guide.read_text()
 
 
 def test_equal_recipes_have_equal_keys() -> None:
