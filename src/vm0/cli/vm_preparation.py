@@ -29,17 +29,27 @@ def prepare_backend(home: pathlib.Path, wanted: Wanted, steps: Steps, *, consent
     Raises an error with a hint (BackendUnavailable, ImageError, CliError) that names what is missing.
     """
     config = local_config(home, home / "runner", wanted)
-    prepare_packages((Purpose.RUN,), steps, consent=consent, offline=build.offline)
-    try:
-        make_factory(config)
-    except ImageMissing:
-        prepare_packages((Purpose.BUILD,), steps, consent=consent, offline=build.offline)
-        steps.note(f"image {wanted.image} is built now, and kept in {config.images_dir}")
+    store = ImageStore(config.images_dir)
+    missing = _is_missing(store, wanted.image)
+    purposes = (Purpose.RUN, Purpose.BUILD) if missing else (Purpose.RUN,)
+    prepare_packages(purposes, steps, consent=consent, offline=build.offline)
+    if missing:
+        steps.note(f"image {wanted.image} is built now, and kept in {store.root}")
         verified_build(
-            ImageStore(config.images_dir), load_recipe(wanted.image), architecture=platform.machine(),
-            home=home, steps=steps, options=build,
-        )  # fmt: skip
-        make_factory(config)
+            store, load_recipe(wanted.image), architecture=platform.machine(), home=home, steps=steps, options=build
+        )
+    make_factory(config)
+
+
+def _is_missing(store: ImageStore, name: str) -> bool:
+    """Whether it has to be built; raises BackendUnavailable for one that cannot be."""
+    from vm0.runner.backends.qemu import find_image
+
+    try:
+        find_image(store, name)
+    except ImageMissing:
+        return True
+    return False
 
 
 def prepare_packages(purposes: Iterable[Purpose], steps: Steps, *, consent: Consent, offline: bool) -> None:
