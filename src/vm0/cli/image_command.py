@@ -10,6 +10,7 @@ from typing import Any
 
 from vm0.cli.config import Settings
 from vm0.cli.errors import CliError, UsageError
+from vm0.cli.local_sandboxes import private_home
 from vm0.cli.run_summary import time_words
 from vm0.cli.steps import steps_for
 from vm0.cli.table import print_facts, print_json, print_table
@@ -37,8 +38,8 @@ def build(
     home = state_dir.absolute() if state_dir is not None else settings.state_dir
     with contextlib.closing(steps_for(plain=settings.plain)) as steps:
         image = verified_build(
-            ImageStore(home / "images"), load_recipe(recipe), architecture=arch or platform.machine(), home=home,
-            steps=steps, options=options,
+            ImageStore(private_home(home) / "images"), load_recipe(recipe), architecture=arch or platform.machine(),
+            home=home, steps=steps, options=options,
         )  # fmt: skip
     if as_json:
         print_json(_document(image))

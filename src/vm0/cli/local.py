@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from vm0.cli.api import ApiClient, ApiError
 from vm0.cli.config import Secret
 from vm0.cli.errors import CliError
-from vm0.cli.local_sandboxes import RUNNER_SLOTS, Wanted, local_config, slot_dir
+from vm0.cli.local_sandboxes import RUNNER_SLOTS, Wanted, local_config, private_home, slot_dir
 from vm0.contracts.runs import Isolation, RunStatus
 
 START_LIMIT_S = 30.0  # to find or start a server; a few seconds even on a slow disk
@@ -57,7 +57,7 @@ def server_dir(home: pathlib.Path) -> pathlib.Path:
 @contextlib.asynccontextmanager
 async def local_server(home: pathlib.Path, say: Say) -> AsyncIterator[LocalServer]:
     """The server of `home`: the one that runs, or one in this process, which stays until all its users are done."""
-    _private(home)
+    private_home(home)
     async with contextlib.AsyncExitStack() as stack:
         clients = stack.enter_context(_opened_lock(home / "clients.lock"))
         starting = stack.enter_context(_opened_lock(home / "starting.lock"))
@@ -93,7 +93,7 @@ async def announced(home: pathlib.Path, host: str, port: int) -> AsyncIterator[s
     from vm0.server.config import ServerConfig
     from vm0.server.service import running_server
 
-    folder = server_dir(_private(home))
+    folder = server_dir(private_home(home))
     async with running_server(ServerConfig.from_env(state_dir=folder), host, port) as handle:
         tokens = {f"{kind}TokenFile": str(_token_file(home, kind)) for kind in ("user", "runner")}
         _write_private(folder / "server.json", json.dumps({"url": handle.url, "pid": os.getpid(), **tokens}))
@@ -220,11 +220,6 @@ def _write_private(path: pathlib.Path, text: str) -> None:
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)
-
-
-def _private(home: pathlib.Path) -> pathlib.Path:
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return home
 
 
 @contextlib.contextmanager

@@ -43,6 +43,12 @@ def store_defaults(home: pathlib.Path) -> dict[str, object]:
     return {"images_dir": home / "images", "snapshots_dir": home / "snapshots"}
 
 
+def private_home(home: pathlib.Path) -> pathlib.Path:
+    """The directory, made for us alone if it is not there. Virtual machines run as other users and open nothing in it."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home
+
+
 def slot_dir(home: pathlib.Path, slot: int) -> pathlib.Path:
     return home / "runner" / f"local-{slot}"
 
@@ -54,6 +60,7 @@ def free_state_dir(home: pathlib.Path) -> Iterator[pathlib.Path]:
     from vm0.runner.errors import StateDirectoryInUse
     from vm0.runner.state_directory import StateDirectory
 
+    private_home(home)
     for slot in range(RUNNER_SLOTS):
         path = slot_dir(home, slot)
         with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from vm0.cli.errors import CliError
-from vm0.cli.local_sandboxes import Wanted, free_state_dir, local_config
+from vm0.cli.local_sandboxes import Wanted, free_state_dir, local_config, private_home
 from vm0.cli.setup_apply import install, machine_facts
 from vm0.cli.setup_plan import Install, Purpose, Refuse, plan_packages
 from vm0.cli.steps import Steps
@@ -34,6 +34,7 @@ def prepare_backend(home: pathlib.Path, wanted: Wanted, steps: Steps, *, consent
     purposes = (Purpose.RUN, Purpose.BUILD) if missing else (Purpose.RUN,)
     prepare_packages(purposes, steps, consent=consent, offline=build.offline)
     if missing:
+        private_home(home)
         steps.note(f"image {wanted.image} is built now, and kept in {store.root}")
         verified_build(
             store, load_recipe(wanted.image), architecture=platform.machine(), home=home, steps=steps, options=build
