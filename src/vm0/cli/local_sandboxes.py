@@ -44,7 +44,7 @@ def store_defaults(home: pathlib.Path) -> dict[str, object]:
 
 
 def private_home(home: pathlib.Path) -> pathlib.Path:
-    """The directory, made for us alone if it is not there. Virtual machines run as other users and open nothing in it."""
+    """The directory, made for us alone if it is missing: virtual machines are other users and open nothing in it."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return home
 
