@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 from vm0.cli.api import ApiClient
@@ -49,10 +49,10 @@ class Service:
         async with asyncio.timeout(START_S):
             return (await self.process.stdout.readline()).decode().strip()
 
-    async def ready(self) -> None:
+    async def ready(self, limit_s: float = START_S) -> None:
         """Wait until a runner has finished its start: its status file says so."""
         assert self.process is not None
-        async with asyncio.timeout(START_S):
+        async with asyncio.timeout(limit_s):
             while self.process.returncode is None:
                 with contextlib.suppress(OSError, ValueError):
                     if json.loads(self.status_file.read_text())["mode"] == "running":
@@ -121,13 +121,22 @@ class Cluster:
         assert self.url, self.server.log_text()
         self.port = int(self.url.rpartition(":")[2])
 
-    def runner(self, name: str = "r0", *, url: str = "", failpoints: str = "", concurrency: int = 2) -> Service:
-        """A runner with a state directory of its own; not started yet."""
+    def runner(
+        self,
+        name: str = "r0",
+        *,
+        url: str = "",
+        failpoints: str = "",
+        concurrency: int = 2,
+        backend: str = "process",
+        settings: Mapping[str, str] | None = None,
+    ) -> Service:
+        """A runner with a state directory of its own; not started yet. `settings` are variables of its environment."""
         arguments = (
-            *("runner", "start", "--backend", "process", "--max-concurrent", str(concurrency)),
+            *("runner", "start", "--backend", backend, "--max-concurrent", str(concurrency)),
             *("--server", url or self.url, "--state-dir", str(self.folder / name)),
         )
-        environment = {"VM0_RUNNER_TOKEN": self._runner_token, "VM0_FAILPOINTS": failpoints}
+        environment = {"VM0_RUNNER_TOKEN": self._runner_token, "VM0_FAILPOINTS": failpoints, **(settings or {})}
         service = Service(arguments, environment, self.folder / f"{name}.log")
         service.status_file = self.folder / name / "status.json"
         self.runners.append(service)
