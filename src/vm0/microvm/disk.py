@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from vm0.microvm import sparse
+from vm0.microvm.finishing import in_thread
 from vm0.sandbox import SandboxError
 
 log = logging.getLogger("vm0.microvm")
@@ -30,15 +31,26 @@ def make_disk(path: Path, size_mib: int) -> None:
     try:
         with open(path, "xb") as file:
             file.truncate(size_mib * MIB)
-        done = subprocess.run([*MKFS, str(path)], capture_output=True, timeout=MKFS_S, check=False)
-    except FileNotFoundError as exc:
-        path.unlink(missing_ok=True)
-        raise DiskError(f"{exc.filename} is not there", hint="install e2fsprogs, or let `vm0 setup` do it") from exc
-    except (OSError, subprocess.TimeoutExpired) as exc:
+    except FileExistsError as exc:
+        raise DiskError(f"disk {path} exists already") from exc
+    except OSError as exc:
         path.unlink(missing_ok=True)
         raise DiskError(f"disk {path}: {exc}", hint="is there space left?") from exc
-    if done.returncode != 0:
+    try:
+        _format(path)
+    except BaseException:
         path.unlink(missing_ok=True)
+        raise
+
+
+def _format(path: Path) -> None:
+    try:
+        done = subprocess.run([*MKFS, str(path)], capture_output=True, timeout=MKFS_S, check=False)
+    except FileNotFoundError as exc:
+        raise DiskError(f"{MKFS[0]} is not installed", hint="install e2fsprogs, or let `vm0 setup` do it") from exc
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise DiskError(f"disk {path}: {exc}", hint="is there space left?") from exc
+    if done.returncode != 0:
         raise DiskError(f"mkfs.ext4 {path}: {done.stderr.decode(errors='replace').strip()}")
 
 
@@ -56,7 +68,9 @@ class DiskPool:
             if self._ready:
                 os.rename(self._ready.pop(), target)
             else:
-                await asyncio.to_thread(sparse.clone_file, self._template, target)
+                await in_thread(
+                    lambda: sparse.clone_file(self._template, target), "disk", discard=lambda _: target.unlink()
+                )
         except OSError as exc:
             raise DiskError(f"disk {target}: {exc}", hint="is there space left?") from exc
         self.fill()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
+from vm0.microvm.finishing import to_the_end
 from vm0.sandbox import SandboxError, StartError
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ class Startup:
 
     def __init__(self) -> None:
         self._undo: list[tuple[str, Undo]] = []
+        self._undoing: asyncio.Task[None] | None = None
         self.seconds: dict[str, float] = {}
 
     def owns(self, name: str, undo: Undo) -> None:
@@ -50,7 +52,13 @@ class Startup:
                 raise StartError(name, f"not done within {limit_s:g} s") from exc
 
     async def undo(self) -> None:
-        """Undo everything, newest first; a failure is logged and the rest is undone all the same. Idempotent."""
+        """Undo everything, newest first; a failure is logged and the rest is undone all the same. Idempotent: whoever
+        calls it returns when all is undone, whoever began with it. Cancelled, it finishes first."""
+        if self._undoing is None or self._undoing.done():
+            self._undoing = asyncio.create_task(self._undo_all(), name="undo a start")
+        await to_the_end(self._undoing)
+
+    async def _undo_all(self) -> None:
         while self._undo:
             name, undo = self._undo.pop()
             try:

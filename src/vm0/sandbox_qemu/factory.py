@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vm0.image import Image
 from vm0.microvm.disk import DiskPool, make_disk
+from vm0.microvm.finishing import in_thread, to_the_end
 from vm0.microvm.netns import NamespacePool
 from vm0.sandbox import BackendUnavailable, IsolationTier, Sandbox, SandboxConfig, SandboxError, State
 from vm0.sandbox_common import cgroups, check_sandbox_id
@@ -68,11 +69,13 @@ class QemuSandboxFactory:
         self._namespaces: NamespacePool | None = None
         self._stack = contextlib.AsyncExitStack()
         self._sandboxes: dict[str, QemuSandbox] = {}
+        self._creating: set[str] = set()
         self._destroying: dict[str, asyncio.Task[None]] = {}
         self._host: Host | None = None
         self._seats: Seats | None = None
         self._snapshot: snapshot.Snapshot | None = None
         self._disks: dict[int, DiskPool] = {}
+        self._formatting = asyncio.Lock()
         self._cgroup: Path | None = None
 
     @property
@@ -106,9 +109,7 @@ class QemuSandboxFactory:
 
     async def create(self, config: SandboxConfig) -> Sandbox:
         host = self._entered()
-        check_sandbox_id(config.sandbox_id)
-        if config.sandbox_id in self._sandboxes:
-            raise SandboxError(f"sandbox {config.sandbox_id} exists already")
+        self._refuse_taken([config.sandbox_id])
         origin = self._snapshot if self._is_standard(config) else None
         disks = await self._disk_pool(config.disk_mib) if origin is None else self._disks[0]
         return await self._create(host, config, origin, disks)
@@ -130,6 +131,7 @@ class QemuSandboxFactory:
             raise SandboxError(f"sandbox {sandbox.sandbox_id} is not of this factory")
         if not 0 < len(configs) <= LIMIT_FORKS:
             raise SandboxError(f"{len(configs)} forks at once: 1 to {LIMIT_FORKS} are possible")
+        self._refuse_taken([config.sandbox_id for config in configs])
         forks: list[QemuSandbox] = []
         async with contextlib.AsyncExitStack() as stack:
             frozen = await self._frozen(stack, host, owned)
@@ -226,13 +228,17 @@ class QemuSandboxFactory:
         lock = await asyncio.to_thread(locked_when_free, root / f".{key}.lock")
         try:
             try:
-                return await asyncio.to_thread(snapshot.load, root / key, key)
+                return await self._loaded(root / key, key)
             except snapshot.SnapshotError as exc:
                 log.info("making a snapshot: %s", exc, extra={"action": "snapshot_missing"})
             await self._make_snapshot(root / key, made_from)
-            return await asyncio.to_thread(snapshot.load, root / key, key)
+            return await self._loaded(root / key, key)
         finally:
             os.close(lock)
+
+    @staticmethod
+    async def _loaded(folder: Path, key: str) -> snapshot.Snapshot:
+        return await in_thread(lambda: snapshot.load(folder, key), "load snapshot", discard=snapshot.Snapshot.close)
 
     def made_from(self) -> dict[str, str]:
         """Everything that decides whether a VM can be restored from a snapshot."""
@@ -282,12 +288,24 @@ class QemuSandboxFactory:
         self, host: Host, config: SandboxConfig, origin: snapshot.Snapshot | None, disks: DiskPool
     ) -> QemuSandbox:
         assert self._seats is not None
-        seat = await self._seats.take(config.sandbox_id, disks)
-        sandbox = QemuSandbox(
-            config, host=host, seat=seat, shape=self._shape(config.vcpus, config.memory_mib), origin=origin
-        )
-        self._sandboxes[config.sandbox_id] = sandbox
+        name, shape = config.sandbox_id, self._shape(config.vcpus, config.memory_mib)
+        self._refuse_taken([name])
+        self._creating.add(name)
+        try:
+            seat = await self._seats.take(name, disks)
+        except OSError as exc:
+            raise SandboxError(f"sandbox {name}: {exc}", hint="is there space left?") from exc
+        finally:
+            self._creating.discard(name)
+        self._sandboxes[name] = sandbox = QemuSandbox(config, host=host, seat=seat, shape=shape, origin=origin)
         return sandbox
+
+    def _refuse_taken(self, names: Sequence[str]) -> None:
+        """Raises SandboxError for a name that is none, or that somebody has."""
+        for number, name in enumerate(names):
+            check_sandbox_id(name)
+            if name in self._sandboxes or name in self._creating or name in names[:number]:
+                raise SandboxError(f"sandbox {name} exists already")
 
     async def _destroy(self, sandbox: QemuSandbox) -> None:
         assert self._seats is not None
@@ -319,16 +337,16 @@ class QemuSandboxFactory:
         try:
             yield seat
         finally:
-            await asyncio.shield(self._seats.release(seat))
+            await to_the_end(self._seats.release(seat))
 
     async def _disk_pool(self, size_mib: int) -> DiskPool:
         """Empty disks of a size, for sandboxes that boot."""
-        if size_mib not in self._disks:
-            template = self._root / "disks" / f"empty-{size_mib}.ext4"
-            if not template.exists():
-                await asyncio.to_thread(make_disk, template, size_mib)
-            self._disks[size_mib] = DiskPool(template, self._root / "disks", ready=0)
-        return self._disks[size_mib]
+        async with self._formatting:
+            if size_mib not in self._disks:
+                template = self._root / "disks" / f"empty-{size_mib}.ext4"
+                await in_thread(lambda: make_disk(template, size_mib), "mkfs", discard=lambda _: template.unlink())
+                self._disks[size_mib] = DiskPool(template, self._root / "disks", ready=0)
+            return self._disks[size_mib]
 
     async def _close_disks(self) -> None:
         for pool in self._disks.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from vm0.microvm import memory as vm_memory
 from vm0.microvm import sparse
+from vm0.microvm.finishing import in_thread
 from vm0.microvm.guest import BUNDLE_PATH, GUEST_PYTHON
 from vm0.microvm.startup import Startup
 from vm0.sandbox import ExecRequest, Reason, SandboxOperationError
@@ -62,7 +64,7 @@ async def make_golden(
         say("writing the snapshot")
         state = await _stopped(vm, client, with_memory=False)
         await vm.end()
-        await asyncio.to_thread(
+        save = functools.partial(
             snapshot.save,
             folder,
             ram=ram,
@@ -72,8 +74,9 @@ async def make_golden(
             build=host.build,
             made_from=made_from,
         )
+        await in_thread(save, "save snapshot")
     finally:
-        await asyncio.shield(startup.undo())
+        await startup.undo()
 
 
 async def snapshot_of(
@@ -94,14 +97,14 @@ async def snapshot_of(
         try:
             await vm.monitor.stop()
             await vm.monitor.save_state(stream, with_memory=True)
-            await asyncio.to_thread(_copy_over, sandbox.seat.disk, disk)
+            await in_thread(lambda: _copy_over(sandbox.seat.disk, disk), "copy disk")
         finally:
             await vm.monitor.cont()
             await sandbox.restore_clock()
             await sandbox.resume()
         return await _passed(startup, host, sandbox, passage, stream, disk, made_from)
     finally:
-        await asyncio.shield(startup.undo())
+        await startup.undo()
 
 
 async def _passed(

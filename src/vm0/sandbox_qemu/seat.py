@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vm0.microvm.disk import DiskPool
+from vm0.microvm.finishing import to_the_end
 from vm0.microvm.netns import Namespace, NamespacePool
 from vm0.microvm.netns.plan import NAMESPACES, Slot
 from vm0.sandbox_common import cgroups
@@ -62,12 +63,16 @@ class Seats:
         )
         try:
             seat.folder.mkdir(mode=0o700)
+        except BaseException:  # somebody else's folder and cgroup, perhaps: not ours to remove
+            await to_the_end(self._namespaces.release(namespace))
+            raise
+        try:
             if seat.cgroup is not None:
                 seat.cgroup.mkdir()
             await disks.take(seat.disk)
             os.chown(seat.disk, seat.uid, seat.uid)
         except BaseException:
-            await asyncio.shield(self.release(seat))
+            await to_the_end(self.release(seat))
             raise
         return seat
 

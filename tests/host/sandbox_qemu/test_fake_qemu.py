@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -114,7 +114,7 @@ def heard(sock: socket.socket) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def new_vmm(tmp_path: pathlib.Path) -> Callable[..., Vmm]:
+def new_vmm(tmp_path: pathlib.Path) -> Iterator[Callable[..., Vmm]]:
     made: list[Vmm] = []
 
     def make(binary: str, *, incoming: bool = False) -> Vmm:
@@ -191,9 +191,10 @@ async def test_it_refuses_to_have_more_than_it_needs(fake: FakeQemu, new_vmm: Ca
     assert await as_root.wait() == 1
     await as_root.kill()
     assert "runs as root" in as_root.output
-    with open(os.devnull) as file:
-        curious = await new_vmm(str(fake.binary)).spawned(extra=(file.fileno(),))
-        assert await curious.wait() == 1
+    extra = os.memfd_create("extra")
+    curious = await new_vmm(str(fake.binary)).spawned(extra=(extra,))
+    os.close(extra)
+    assert await curious.wait() == 1
     await curious.kill()
     assert "descriptors that it was not told of" in curious.output
 
@@ -225,21 +226,17 @@ async def test_the_descriptor_of_a_state_is_received_with_a_message(
     ours = vmm.ends["monitor"][0]
     vmm.hear()
     state = os.memfd_create("state")
-    try:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [state]))]
-        for question in ({"execute": "qmp_capabilities"}, {"execute": "stop"}):
-            ours.sendall(json.dumps(question).encode())
-            vmm.hear()
-        ours.sendmsg([b" "], rights)
-        for question in (
-            {"execute": "getfd", "arguments": {"fdname": "x"}},
-            {"execute": "migrate", "arguments": {"uri": "fd:x"}},
-            {"execute": "query-migrate"},
-        ):
-            ours.sendall(json.dumps(question).encode())
-            answer = vmm.hear()[-1]
-        assert answer == {"return": {"status": "completed"}}
-        assert os.pread(state, 100, 0).startswith(b"fake-qemu state")
-    finally:
-        os.close(state)
-        await process.kill()
+
+    def answer(question: dict[str, object]) -> dict[str, object]:
+        ours.sendall(json.dumps(question).encode())
+        return vmm.hear()[-1]
+
+    answer({"execute": "qmp_capabilities"})
+    answer({"execute": "stop"})
+    ours.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [state]))])
+    answer({"execute": "getfd", "arguments": {"fdname": "x"}})
+    answer({"execute": "migrate", "arguments": {"uri": "fd:x"}})
+    assert answer({"execute": "query-migrate"}) == {"return": {"status": "completed"}}
+    await process.kill()
+    with os.fdopen(state, "rb") as file:
+        assert os.pread(file.fileno(), 100, 0).startswith(b"fake-qemu state")

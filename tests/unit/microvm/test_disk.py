@@ -54,8 +54,9 @@ def test_an_empty_file_system(tmp_path: pathlib.Path) -> None:
     make_disk(tmp_path / "d.ext4", 64)
     found = (tmp_path / "d.ext4").stat()
     assert found.st_size == 64 * 1024 * 1024 and found.st_blocks * 512 < 4 * 1024 * 1024
-    with pytest.raises(DiskError):
+    with pytest.raises(DiskError, match="exists already"):
         make_disk(tmp_path / "d.ext4", 64)
+    assert (tmp_path / "d.ext4").stat().st_size == found.st_size, "what was there is somebody's"
 
 
 def test_a_disk_that_cannot_be(tmp_path: pathlib.Path) -> None:
