@@ -49,7 +49,7 @@ def needs(architecture: str) -> tuple[Need, ...]:
         Need("dpkg-deb", "dpkg", "unpacks the guest's kernel", build),
         Need("tar", "tar", "unpacks what an image gets besides packages", build),
         Need("unshare", "util-linux", "keeps the programs of a build apart", build),
-        Need("setpriv", "util-linux", "ends the programs of a build with it", build),
+        Need("setpriv", "util-linux", "takes all rights from a virtual machine monitor", run),
         Need("chroot", "coreutils", "runs the guest's own programs in a build", build),
         Need(KEYRING, "debian-archive-keyring", "knows that the guest's packages are Debian's", build),
     )
