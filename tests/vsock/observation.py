@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 MIB = 1024 * 1024
+SLOWER = int(os.environ.get("TEST_SLOWER", "1"))  # times slower than hardware: an emulated machine says so
 
 
 def rss_bytes(pid: int) -> int:
