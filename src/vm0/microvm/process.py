@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vm0.microvm import threads
+from vm0.microvm.finishing import in_thread
 from vm0.microvm.log_ring import LogReader, LogRing
 from vm0.microvm.syscalls import prctl
 from vm0.sandbox import SandboxError
@@ -58,17 +59,12 @@ class VmmProcess:
         started meanwhile is killed."""
         output = LogReader(LogRing(16 * 1024))
         try:
-            starting = asyncio.wrap_future(threads.start(lambda: _started(launch, output), "spawn"))
-            try:
-                process = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                await _reap(await starting)
-                raise
+            process = await in_thread(lambda: _started(launch, output), "spawn", discard=_reap)
         except OSError as exc:
             output.close()
-            missing = isinstance(exc, FileNotFoundError)
+            missing = isinstance(exc, FileNotFoundError) and exc.filename in (launch.argv[0], *unprivileged(launch)[:1])
             hint = "install it, or let `vm0 setup` do it" if missing else ""
-            raise ProcessError(f"{launch.argv[0]} cannot be started: {exc.strerror or exc}", hint=hint) from exc
+            raise ProcessError(f"{launch.argv[0]} cannot be started: {exc}", hint=hint) from exc
         except BaseException:
             output.close()
             raise
@@ -139,8 +135,13 @@ def _popen(launch: Launch, output: LogReader) -> subprocess.Popen[bytes]:
             pass_fds=launch.descriptors,
             start_new_session=True,
         )
-    if launch.cgroup is not None:
-        (launch.cgroup / "cgroup.procs").write_text(str(process.pid))
+    try:
+        if launch.cgroup is not None:
+            (launch.cgroup / "cgroup.procs").write_text(str(process.pid))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process
 
 

@@ -80,3 +80,13 @@ async def test_a_cancelled_spawn_leaves_no_process(tmp_path: pathlib.Path) -> No
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not marker.exists() or not pathlib.Path(f"/proc/{marker.read_text()}").exists()
+
+
+@pytest.mark.parametrize("network", [None, pathlib.Path("/proc/self/ns/net")])
+async def test_a_process_that_cannot_be_put_into_its_cgroup_is_ended(
+    tmp_path: pathlib.Path, network: pathlib.Path | None
+) -> None:
+    require(network is None or os.geteuid() == 0, "entering a namespace needs root")
+    launch = shell(f"echo $$ > {tmp_path}/pid; sleep 1000", cgroup=tmp_path / "no-cgroup", network=network)
+    with pytest.raises(ProcessError, match="no-cgroup"):
+        await VmmProcess.spawn(launch)  # the leak check sees that nothing runs
