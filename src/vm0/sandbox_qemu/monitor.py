@@ -36,8 +36,10 @@ class Monitor:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await self._qmp.connect(self._sock)
-        except (QMPError, OSError, TimeoutError) as exc:
-            raise MonitorError(f"the monitor does not answer: {str(exc) or 'no greeting'}") from exc
+        except TimeoutError:
+            raise MonitorError(f"the monitor does not answer within {CONNECT_S:g} s") from None
+        except (QMPError, OSError) as exc:
+            raise MonitorError(f"the monitor does not answer: {exc}") from exc
 
     async def close(self) -> None:
         """Idempotent; a QEMU that is gone is no error."""
@@ -120,7 +122,7 @@ class Monitor:
                 return await self._qmp.execute(command, arguments)
         except ExecuteError as exc:
             raise MonitorError(f"QEMU refuses {command}: {exc.error_class}: {exc}") from exc
+        except TimeoutError:  # an OSError, too
+            raise MonitorError(f"{command}: no answer within {ANSWER_S:g} s") from None
         except (QMPError, OSError) as exc:
             raise MonitorError(f"{command}: the monitor is gone: {exc}") from exc
-        except TimeoutError:
-            raise MonitorError(f"{command}: no answer within {ANSWER_S:g} s") from None

@@ -101,12 +101,14 @@ class Vm:
 
     async def end(self) -> None:
         """By force, at once. Idempotent."""
-        await self.process.kill()
-        await self.monitor.close()
-        self._console.close()
-        if self._link_socket is not None:
-            self._link_socket.close()
-            self._link_socket = None
+        try:
+            await self.process.kill()
+        finally:
+            await self.monitor.close()
+            self._console.close()
+            if self._link_socket is not None:
+                self._link_socket.close()
+                self._link_socket = None
 
     def _take_link(self, *, resumed: bool) -> Link:
         sock, self._link_socket = self._link_socket, None
@@ -138,6 +140,7 @@ async def launch(startup: Startup, plan: VmPlan) -> Vm:
     link, link_end = socket.socketpair()
     control, control_end = socket.socketpair()
     startup.owns("link socket", link.close)
+    startup.owns("monitor socket", control.close)
     with contextlib.ExitStack() as stack:
         for sock in (link_end, control_end):
             stack.callback(sock.close)
