@@ -66,7 +66,7 @@ class VsockAddress:
         return _listening(socket.AF_VSOCK, (socket.VMADDR_CID_ANY, self.port), backlog)
 
     def admits(self, peer: object) -> bool:
-        return self.guest_cid is None or (isinstance(peer, tuple) and peer[0] == self.guest_cid)
+        return self.guest_cid is None or (isinstance(peer, tuple) and peer[:1] == (self.guest_cid,))
 
     def withdraw(self) -> None:
         pass

@@ -77,9 +77,10 @@ class GuestListener:
                 self._refuse(f"accept failed: {exc}")
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
-            if len(self._candidates) >= MAX_CANDIDATES or not self._address.admits(peer):
+            admitted = self._address.admits(peer)
+            if not admitted or len(self._candidates) >= MAX_CANDIDATES:
                 connection.close()
-                self._refuse("too many connections at once" if self._address.admits(peer) else f"not a guest: {peer}")
+                self._refuse("too many connections at once" if admitted else f"not a guest: {peer}")
                 continue
             link = Link(connection)
             self._candidates.add(link)
