@@ -111,11 +111,12 @@ def _socket(name: str, fd: int) -> tuple[str, ...]:
 
 
 def _network(tap: int | None) -> tuple[str, ...]:
+    """No announcement after a restore: nobody but us is on the link, and we know who came."""
     if tap is None:
         return ()
     return (
         *("-netdev", f"tap,id=net,fd={tap}"),
-        *("-device", f"virtio-net-pci,netdev=net,mac={guest.GUEST_MAC},romfile="),
+        *("-device", f"virtio-net-pci,netdev=net,mac={guest.GUEST_MAC},romfile=,guest_announce=off"),
     )
 
 

@@ -47,7 +47,7 @@ qemu-system-x86_64
 -device virtio-rng-pci
 -device virtio-balloon-pci,id=balloon,deflate-on-oom=on
 -netdev tap,id=net,fd=11
--device virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile="""
+-device virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,guest_announce=off"""
 
 
 def lines(shape: Shape = SHAPE, **options: object) -> list[str]:
