@@ -81,6 +81,18 @@ async def test_the_environment_of_the_image(booted: QemuSandbox) -> None:
     assert asked == "C 1"
 
 
+async def test_a_fork_bomb_is_ended_with_its_command(sandbox: QemuSandbox) -> None:
+    bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000"
+    result = await sandbox.exec(sh(bomb, timeout_s=3, grace_s=0.5, stderr_limit=1000))
+    assert result.ended is Ended.TIMED_OUT
+    assert await said(sandbox, "echo alive") == "alive"
+    assert await said(sandbox, "ls -d /sys/fs/cgroup/vm0/exec-* | wc -l") == "1", "of the command that asks"
+
+
+async def test_commands_may_open_many_files(sandbox: QemuSandbox) -> None:
+    assert await said(sandbox, "ulimit -Sn; ulimit -Hn") == "65536\n524288"
+
+
 async def test_an_endpoint_that_dies_is_a_crash_at_once(sandbox: QemuSandbox) -> None:
     begun = time.monotonic()
     with pytest.raises(SandboxOperationError) as caught:

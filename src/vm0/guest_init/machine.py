@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import time
 
 from vm0.guest_common import names, network
@@ -108,6 +109,11 @@ def limit_memory(group: str) -> None:
     write(f"{group}/memory.max", limit)
 
 
+def open_files(hard: int) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+
+
 def new_machine_id() -> None:
     names.set_machine_id(os.urandom(16).hex())
 
@@ -133,5 +139,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "up": network.bring_up,
     "address": network.set_address,
     "route": network.set_default_route,
+    "open_files": open_files,
     "ask_before_reset": ask_before_reset,
 }

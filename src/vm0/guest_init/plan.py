@@ -24,6 +24,7 @@ ENDPOINT_MEMORY = 16 * 1024 * 1024  # bytes that are not taken from the endpoint
 KIB, LEAST_RESERVE = 1024, 16 * 1024 * 1024
 # A host that is gone is noticed after 2 minutes; the kernel's own values need more than 2 hours.
 KEEPALIVE = (("tcp_keepalive_time", 60), ("tcp_keepalive_intvl", 10), ("tcp_keepalive_probes", 6))
+OPEN_FILES = 524288  # hard limit, which a process may go up to; the kernel's own is 4096
 TERMINAL_GROUP = 5  # tty, in every Debian
 
 
@@ -155,9 +156,10 @@ def plan_network(parameters: Parameters) -> list[Step]:
 
 
 def plan_protection() -> list[Step]:
-    """The kernel's memory killer takes what commands started, never us or the endpoint; and a console's
-    Ctrl-Alt-Del is a signal to us, which is how Firecracker asks a guest to end."""
+    """Commands may open as many files as elsewhere; the kernel's memory killer takes what they started, never us or the
+    endpoint; and a console's Ctrl-Alt-Del is a signal to us, which is how Firecracker asks a guest to end."""
     return [
+        Step("open files", "open_files", OPEN_FILES, needed=False),
         Step("protection", "write", "/proc/self/oom_score_adj", -1000, needed=False),
         Step("protection", "ask_before_reset", needed=False),
     ]

@@ -26,7 +26,7 @@ PROLOGUE = """
 import os, sys
 assert os.getpid() == 1
 sys.path.insert(0, sys.argv[1])
-import contextlib, errno, json, signal, stat, subprocess, threading, time, traceback, encodings.idna
+import contextlib, errno, json, resource, signal, stat, subprocess, threading, time, traceback, encodings.idna
 from vm0.guest_common import names, network
 from vm0.guest_init import console, machine, main, parameters, plan, supervisor, system_calls
 from vm0.vsock_guest import power
