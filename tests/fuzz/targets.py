@@ -216,7 +216,7 @@ async def _host_client(stream: bytes) -> None:
     with theirs:
         theirs.settimeout(LIMIT_S)
         link = Link(ours)
-        client = GuestClient(link, READY)
+        client = GuestClient(link)
         sink = io.BytesIO()
         calls: list[Coroutine[Any, Any, Any]] = [
             client.exec(sh("true", stdout_limit=100, stderr_limit=0)),

@@ -73,7 +73,8 @@ class GuestSandbox:
 
     async def stop(self) -> None:
         async with self._ending:
-            if self._state in (State.RUNNING, State.QUIESCED) and self._client is not None:  # a paused one cannot answer
+            asked = self._state in (State.RUNNING, State.QUIESCED)  # a paused one cannot answer
+            if asked and self._client is not None:
                 self._state = next_state(self._state, "stop")
                 with contextlib.suppress(SandboxOperationError):
                     await self._client.shutdown()
