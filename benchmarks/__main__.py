@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts |= {"load after": machine.load(), "took": f"{seconds:.0f} s"}
     print(f"\n{report.table(measurements)}\n\ntook {seconds:.0f} s, load after {facts['load after']}")
     if measurements:
-        report.write_json(options.output, measurements)
+        report.write_json(options.output, measurements, keep_others=bool(options.only))
         print(f"written to {options.output}")
     if whole and not failed and report.PAGE.exists():
         report.write_page(report.PAGE, measurements, facts)

@@ -36,6 +36,10 @@ BENCHMARKS = (
     Benchmark("events", ("events",)),
     Benchmark("slow_api", ("slow_api",)),
     Benchmark("cold_start", ("vm0_help", "guest_start")),
+    Benchmark(
+        "virtual_machines",
+        ("vm_cold_boot", "vm_restore", "vm_restore_exec", "vm_exec", "vm_pss", "vm_file_in", "vm_file_out"),
+    ),
 )
 NAMES = tuple(name for benchmark in BENCHMARKS for name in benchmark.names)
 

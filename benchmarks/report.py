@@ -41,11 +41,15 @@ def table(measurements: Sequence[Measurement]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def write_json(path: pathlib.Path, measurements: Sequence[Measurement]) -> None:
-    """Replaces the file as a whole."""
+def write_json(path: pathlib.Path, measurements: Sequence[Measurement], *, keep_others: bool = False) -> None:
+    """Replaces the file as a whole; `keep_others` keeps the lines in it of what was not measured now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     lines = [measurement.as_json() for measurement in measurements]
+    if keep_others and path.exists():
+        measured = {measurement.name for measurement in measurements}
+        others = json.loads(path.read_text(encoding="utf-8"))
+        lines = [*(line for line in others if line["name"] not in measured), *lines]
     temporary.write_text(json.dumps(lines, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 

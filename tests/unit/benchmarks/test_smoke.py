@@ -39,6 +39,15 @@ def test_a_benchmark_writes_the_json_that_is_promised(
     assert [path.name for path in output.parent.iterdir()] == ["results.json"]
 
 
+def test_results_of_others_are_kept_when_some_are_measured(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "results.json"
+    report.write_json(path, [measurement(name="a"), measurement(name="b")])
+    report.write_json(path, [measurement(name="b", value=7.0)], keep_others=True)
+    assert {line["name"]: line["value"] for line in json.loads(path.read_text())} == {"a": 2.0, "b": 7.0}
+    report.write_json(path, [measurement(name="b")])
+    assert [line["name"] for line in json.loads(path.read_text())] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("target", "value", "inverse", "ok"),
     [
