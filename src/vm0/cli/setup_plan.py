@@ -22,6 +22,7 @@ class Purpose(enum.Enum):
 
     RUN = "run"
     BUILD = "build"
+    NPM = "npm"  # to build an image whose recipe has npm packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def needs(architecture: str) -> tuple[Need, ...]:
         Need("setpriv", "util-linux", "takes all rights from a virtual machine monitor", run),
         Need("chroot", "coreutils", "runs the guest's own programs in a build", build),
         Need(KEYRING, "debian-archive-keyring", "knows that the guest's packages are Debian's", build),
+        Need("npm", "npm", "fetches an image's npm packages; it is not in the image", Purpose.NPM),
     )
 
 

@@ -31,8 +31,9 @@ def prepare_backend(home: pathlib.Path, wanted: Wanted, steps: Steps, *, consent
     config = local_config(home, home / "runner", wanted)
     store = ImageStore(config.images_dir)
     missing = _is_missing(store, wanted.image)
-    purposes = (Purpose.RUN, Purpose.BUILD) if missing else (Purpose.RUN,)
-    prepare_packages(purposes, steps, consent=consent, offline=build.offline)
+    prepare_packages(
+        _purposes(wanted.image, build) if missing else {Purpose.RUN}, steps, consent=consent, offline=build.offline
+    )
     if missing:
         private_home(home)
         steps.note(f"image {wanted.image} is built now, and kept in {store.root}")
@@ -40,6 +41,13 @@ def prepare_backend(home: pathlib.Path, wanted: Wanted, steps: Steps, *, consent
             store, load_recipe(wanted.image), architecture=platform.machine(), home=home, steps=steps, options=build
         )
     make_factory(config)
+
+
+def _purposes(image: str, build: BuildOptions) -> set[Purpose]:
+    found = {Purpose.RUN, Purpose.BUILD}
+    if load_recipe(image).npm and not build.offline and build.from_dir is None:
+        found.add(Purpose.NPM)
+    return found
 
 
 def _is_missing(store: ImageStore, name: str) -> bool:

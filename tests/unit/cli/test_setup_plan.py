@@ -44,7 +44,8 @@ def test_a_machine_that_has_all_needs_nothing() -> None:
 
 
 def test_a_fresh_debian_gets_each_package_once_with_its_reason() -> None:
-    (action,) = plan_packages(facts(present=frozenset({"apt-get", "dpkg-deb", "tar", "chroot"})))
+    present = frozenset({"apt-get", "dpkg-deb", "tar", "chroot"})
+    (action,) = plan_packages(facts(present=present), purposes={Purpose.RUN, Purpose.BUILD})
     assert isinstance(action, Install)
     assert list(action.packages) == [
         "qemu-system-x86", "e2fsprogs", "nftables", "iproute2", "mmdebstrap", "squashfs-tools", "util-linux",
@@ -60,6 +61,9 @@ def test_a_machine_that_builds_no_image_needs_less() -> None:
         Install({"nftables": "the firewall of each virtual machine"})
     ]
     assert plan_packages(facts(present=ALL - {"mmdebstrap"}), purposes=[Purpose.RUN]) == []
+    assert plan_packages(facts(present=ALL - {"npm"}), purposes=[Purpose.RUN, Purpose.BUILD]) == []
+    (action,) = plan_packages(facts(present=ALL - {"npm"}), purposes=Purpose)
+    assert isinstance(action, Install) and list(action.packages) == ["npm"]
 
 
 def test_the_architecture_decides_which_qemu() -> None:
