@@ -91,10 +91,11 @@ class Slow(io.RawIOBase):
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        self.open.wait(20)
+        self.open.wait(100)
         return len(data)
 
 
+@pytest.mark.timeout(120)
 async def test_transfers_that_stand_still_do_not_stop_commands(client: GuestClient, folder: Path) -> None:
     """All places for transfers are taken: one more is refused, and commands go on."""
     await client.write_file(f"{folder}/file", bytes(9 * MIB))

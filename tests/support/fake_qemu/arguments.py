@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "virtserialport": ("chardev", "name"),
         "virtio-rng-pci": (),
         "virtio-balloon-pci": ("id", "deflate-on-oom"),
-        "virtio-net-pci": ("netdev", "mac", "romfile="),
+        "virtio-net-pci": ("netdev", "mac", "romfile=", "guest_announce=off"),
     },
 }
 TEXTS = ("-smp", "-m", "-kernel", "-initrd", "-append", "-serial", "-incoming")
