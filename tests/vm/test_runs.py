@@ -22,6 +22,7 @@ from vm0.image import Image
 
 pytestmark = [pytest.mark.vm, pytest.mark.e2e]
 
+REPOSITORY = CACHE.parent
 VM_TIERS = {Isolation.EMULATED_VM, Isolation.HARDWARE_VM}
 COMMAND_S = 200.0
 READY_S = 120.0  # of a runner that has to make its snapshot first, on a busy machine
@@ -95,6 +96,19 @@ def test_setup_has_nothing_to_do_and_says_what_a_run_gets(vm0: Vm0) -> None:
     key = found["start"].removeprefix("snapshot ")
     assert key in {path.name for path in (CACHE / "snapshots").iterdir()}
     assert f"isolation `{found['isolation']}`" in vm0("setup", "--offline").stdout
+
+
+def test_the_demo_does_what_it_says(vm0: Vm0) -> None:
+    found = subprocess.run(
+        [sys.executable, REPOSITORY / "examples" / "demo.py"],
+        env={**os.environ, **SETTINGS, "VM0_HOME": str(vm0.home)},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+    )
+    assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
+    assert "Demo done: both runs did what they must." in found.stdout
+    assert "sandbox_start" in found.stdout and "isolation: process" not in found.stdout
 
 
 @pytest.fixture
