@@ -17,6 +17,7 @@ log = logging.getLogger("vm0.microvm")
 
 MKFS_S = 60.0
 READY_DISKS = 2
+REFILL_DELAY_S = 0.5  # after one was taken: who took it starts a VM now, and wants the processor and the disk
 MIB = 1024 * 1024
 # No journal: the disk lives as long as its VM, so there is nothing to replay. The inode tables are filled when needed.
 MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
@@ -61,6 +62,7 @@ class DiskPool:
         self._template, self._folder, self._wanted = template, folder, ready
         self._ready: list[Path] = []
         self._filling: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
 
     async def take(self, target: Path) -> None:
         """Put a disk at `target` (on the same file system). Raises DiskError."""
@@ -73,15 +75,20 @@ class DiskPool:
                 )
         except OSError as exc:
             raise DiskError(f"disk {target}: {exc}", hint="is there space left?") from exc
-        self.fill()
+        if self._later is None and self._wanted:
+            self._later = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self.fill)
 
     def fill(self) -> None:
         """Make what is missing, in the background."""
+        self._later = None
         if len(self._ready) < self._wanted and (self._filling is None or self._filling.done()):
             self._filling = asyncio.create_task(self._fill(), name="disk pool")
 
     async def close(self) -> None:
         """Remove what nobody took. Idempotent."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._filling is not None:
             await asyncio.wait({self._filling})
             self._filling = None

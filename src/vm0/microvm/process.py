@@ -40,7 +40,6 @@ class Launch:
     gid: int | None = None
     groups: tuple[int, ...] = ()  # besides `gid`
     descriptors: tuple[int, ...] = ()
-    cgroup: Path | None = None
     small_pages: bool = False  # no transparent huge pages: what is not used is not taken
 
 
@@ -95,6 +94,14 @@ class VmmProcess:
         """Its exit code, negative for a signal."""
         return await asyncio.shield(self.exited)
 
+    async def join(self, cgroup: Path) -> None:
+        """Move it, and what it will start, into the group. The kernel takes 10 ms for it, in which the process starts
+        up: so it is done beside that, and must be awaited before a guest runs. Raises ProcessError."""
+        try:
+            await asyncio.to_thread((cgroup / "cgroup.procs").write_text, str(self.pid))
+        except OSError as exc:
+            raise ProcessError(f"pid {self.pid} cannot be put into its cgroup: {exc}") from exc
+
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Idempotent. Raises ProcessError when it is not gone after 10 s."""
         if not self.exited.done():
@@ -125,7 +132,7 @@ def _popen(launch: Launch, output: LogReader) -> subprocess.Popen[bytes]:
     theirs = output.theirs
     assert theirs is not None
     with small_pages() if launch.small_pages else contextlib.nullcontext():
-        process = subprocess.Popen(
+        return subprocess.Popen(
             (*unprivileged(launch), *launch.argv),
             stdin=subprocess.DEVNULL,
             stdout=theirs.fileno(),
@@ -135,14 +142,6 @@ def _popen(launch: Launch, output: LogReader) -> subprocess.Popen[bytes]:
             pass_fds=launch.descriptors,
             start_new_session=True,
         )
-    try:
-        if launch.cgroup is not None:
-            (launch.cgroup / "cgroup.procs").write_text(str(process.pid))
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return process
 
 
 def unprivileged(launch: Launch) -> tuple[str, ...]:

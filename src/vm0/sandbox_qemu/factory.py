@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vm0.image import Image
-from vm0.microvm.disk import DiskPool, make_disk
+from vm0.microvm.disk import REFILL_DELAY_S, DiskPool, make_disk
 from vm0.microvm.finishing import in_thread, to_the_end
 from vm0.microvm.netns import NamespacePool
 from vm0.sandbox import BackendUnavailable, IsolationTier, Sandbox, SandboxConfig, SandboxError, State
@@ -174,7 +174,7 @@ class QemuSandboxFactory:
             self._cgroup.mkdir(exist_ok=True)
             stack.push_async_callback(cgroups.remove, self._cgroup)
         self._host = await self._found()
-        namespaces = self._given_namespaces or NamespacePool(spare=SPARE_NAMESPACES)
+        namespaces = self._given_namespaces or NamespacePool(spare=SPARE_NAMESPACES, refill_delay_s=REFILL_DELAY_S)
         self._namespaces = await stack.enter_async_context(namespaces)
         self._seats = Seats(self._root / "sandboxes", namespaces, self._cgroup)
         stack.push_async_callback(self._close_disks)

@@ -155,7 +155,6 @@ async def launch(startup: Startup, plan: VmPlan) -> Vm:
             gid=plan.uid,
             groups=plan.groups,
             descriptors=given,
-            cgroup=plan.cgroup,
             small_pages=plan.shape.accelerator is Accelerator.TCG,
         )
         process = await startup.step("spawn", VmmProcess.spawn(launch), limit_s=SPAWN_S)
@@ -165,8 +164,18 @@ async def launch(startup: Startup, plan: VmPlan) -> Vm:
     console.started()
     if plan.pid_file is not None:
         record_process(plan.pid_file, process.pid)
-    await startup.step("monitor", vm._or_death("monitor", monitor.connect()), limit_s=MONITOR_S)
+    joining = asyncio.ensure_future(_joined(process, plan.cgroup))
+    try:
+        await startup.step("monitor", vm._or_death("monitor", monitor.connect()), limit_s=MONITOR_S)
+        await startup.step("cgroup", vm._or_death("cgroup", joining), limit_s=MONITOR_S)
+    finally:
+        await asyncio.gather(joining, return_exceptions=True)  # while its pid is certainly its own
     return vm
+
+
+async def _joined(process: VmmProcess, cgroup: Path | None) -> None:
+    if cgroup is not None:
+        await process.join(cgroup)
 
 
 def _opened(stack: contextlib.ExitStack, plan: VmPlan, *, link: int, monitor: int, console: LogReader) -> Descriptors:

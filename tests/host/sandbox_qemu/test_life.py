@@ -20,8 +20,8 @@ from vm0.sandbox_qemu.sandbox import QemuSandbox
 
 pytestmark = pytest.mark.host
 
-BOOT_STEPS = ["tap", "open", "spawn", "monitor", "boot", "identity"]
-RESTORE_STEPS = ["tap", "open", "spawn", "monitor", "load", "continue", "identity", "resume"]
+BOOT_STEPS = ["tap", "open", "spawn", "monitor", "cgroup", "boot", "identity"]
+RESTORE_STEPS = ["tap", "open", "spawn", "monitor", "cgroup", "load", "continue", "identity", "resume"]
 
 
 async def facts(sandbox: Sandbox) -> dict[str, str]:

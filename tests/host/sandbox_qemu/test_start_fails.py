@@ -73,7 +73,7 @@ BOTH = (
     Case(name="tap-in-use", step="tap", why="busy", arranged=the_tap_is_in_use),
     Case(name="no-disk", step="open", why="No such file", arranged=the_disk_is_gone),
     Case(name="no-namespace", step="spawn", why="cannot be started", arranged=the_namespace_is_gone),
-    Case(name="no-cgroup", step="spawn", why="No such file", arranged=the_cgroup_is_gone),
+    Case(name="no-cgroup", step="cgroup", why="No such file", arranged=the_cgroup_is_gone),
     Case(name="no-setpriv", step="spawn", why="/no/such/setpriv", arranged=setpriv_is_missing),
     Case(name="exits", step="monitor", why="QEMU exited with 3", faults={"exit_at_start": 3}),
     Case(name="exits-greeted", step="monitor", why="QEMU exited with 4", faults={"exit_after_greeting": 4}),

@@ -36,6 +36,7 @@ class NamespacePool:
     `run_dir` holds the leases: every pool of a host must use the same one, else they remove each other's namespaces.
     `spare` are kept ready; up to `parallel` are made or removed at once. `resolver` is where VMs' DNS goes: "auto" (the
     first nameserver of the host, as it is on entering, that is not loopback), an IPv4 address, or None for no DNS.
+    `refill_delay_s` after a ready one was taken another is made: who took it starts a VM now, and wants the processor.
     Needs root and `nft`. One use: enter it once.
     """
 
@@ -45,12 +46,14 @@ class NamespacePool:
         *,
         spare: int = 2,
         parallel: int = 4,
+        refill_delay_s: float = 0.0,
         resolver: str | None = AUTOMATIC,
         netns_dir: Path = NETNS_DIR,
         host: Host | None = None,
     ) -> None:
         self._host = host or LinuxHost(run_dir, netns_dir, resolver)
-        self._spare = spare
+        self._spare, self._refill_delay_s = spare, refill_delay_s
+        self._refilling: asyncio.TimerHandle | None = None
         self._slots = asyncio.Semaphore(parallel)
         self._index: int | None = None
         self._free = deque(range(NAMESPACES))  # oldest first: a number rests before it is used again
@@ -106,7 +109,7 @@ class NamespacePool:
         if self._ready:
             namespace = self._ready.popleft()
             self._leased[namespace.slot.number] = namespace
-            self._refill()
+            self._refill_later()
             return namespace
         return await self._wait_for_one()
 
@@ -171,6 +174,17 @@ class NamespacePool:
         for _ in range(min(missing, len(self._free))):
             self._start_creation(demanded=False)
 
+    def _refill_later(self) -> None:
+        if not self._refill_delay_s:
+            self._refill()
+        elif self._refilling is None:
+            self._refilling = asyncio.get_running_loop().call_later(self._refill_delay_s, self._refill_now)
+
+    def _refill_now(self) -> None:
+        self._refilling = None
+        if self._index is not None:
+            self._refill()
+
     def _start_creation(self, *, demanded: bool) -> None:
         number = self._free.popleft()
         task = asyncio.create_task(self._create(number, demanded), name=f"netns-create-{number:02x}")
@@ -218,13 +232,15 @@ class NamespacePool:
             del self._removals[number]
         self._free.append(number)
         if self._index is not None:
-            self._refill()
+            self._refill_later()
         return None
 
     async def _close(self) -> None:
         if self._index is None:
             return
         index, self._index = self._index, None
+        if self._refilling is not None:
+            self._refilling.cancel()
         while self._fail_one(NamespaceError("the network pool is closed")):
             pass
         await asyncio.gather(*self._creations, *self._removals.values())
