@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
-from vm0.runner.backends.choice import NAME_PROCESS, ImageMissing, make_factory
+from vm0.runner.backends.choice import NAME_PROCESS, make_factory
+from vm0.runner.backends.errors import ImageMissing
 
 __all__ = ["NAME_PROCESS", "ImageMissing", "make_factory"]

@@ -16,10 +16,6 @@ NAME_PROCESS = "name it with `--backend process` to run agents as plain local pr
 Say = Callable[[str], None]
 
 
-class ImageMissing(BackendUnavailable):
-    """the image that virtual machines start from has to be built first"""
-
-
 def make_factory(config: RunnerConfig, say: Say = log.info) -> SandboxFactory:
     """The factory of the configured backend; it tells `say` of what takes long when it is entered.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vm0.image import Image, ImageError, ImageStore, guest_build, load_recipe
-from vm0.runner.backends.choice import ImageMissing
+from vm0.runner.backends.errors import ImageMissing
 from vm0.runner.config import RunnerConfig
 from vm0.sandbox import BackendUnavailable, ExecRequest, SandboxConfig, SandboxError
 from vm0.sandbox_qemu import QemuOptions, QemuSandboxFactory
