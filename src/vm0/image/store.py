@@ -143,24 +143,40 @@ class ImageStore:
         Raises ImageError if it is taken and we do not wait.
         """
         self.prepare()
-        fd = os.open(self.root / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.root / "locks" / key
+        fd = _locked(path, wait, waiting)
+        try:
+            yield fd
+        finally:
+            if not any(place.exists() for place in (self.root / key, self.base(key), self.staging(key))):
+                path.unlink(missing_ok=True)  # as long as we hold it: who waits for it looks whether it is still there
+            os.close(fd)
+
+    def remove_abandoned(self) -> None:
+        """Remove what builds left that did not come to their end; those under way hold their locks."""
+        for key in sorted(path.name for name in ("staging", "locks") for path in (self.root / name).iterdir()):
+            with contextlib.suppress(ImageError), self.locked(key, wait=False):
+                shutil.rmtree(self.staging(key), ignore_errors=True)
+
+
+def _locked(path: Path, wait: bool, waiting: Callable[[], None]) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not wait:
-                    raise ImageError(f"{key} is being built", hint="wait until that is done") from None
+                    raise ImageError(f"{path.name} is being built", hint="wait until that is done") from None
                 waiting()
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
-        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return fd
+        except BaseException:
             os.close(fd)
-
-    def remove_abandoned(self) -> None:
-        """Remove what builds left that did not come to their end; those under way hold their locks."""
-        for path in sorted((self.root / "staging").iterdir()):
-            with contextlib.suppress(ImageError), self.locked(path.name, wait=False):
-                shutil.rmtree(path, ignore_errors=True)
+            raise
+        os.close(fd)  # it was removed by whoever had it: another one has its name by now
 
 
 def read_image(directory: Path, key: str) -> Image | None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,8 +15,11 @@ import pytest
 
 from tests.support.capabilities import require
 from vm0.image import Image, ImageStore, Recipe, build_image, load_recipe
+from vm0.image.architectures import architecture
 from vm0.image.build import PROGRAMS
 from vm0.image.command import missing_program
+from vm0.image.layers import installed_key
+from vm0.image.packages import package_set
 
 CACHE = pathlib.Path(__file__).resolve().parents[3] / ".test-cache"
 
@@ -57,18 +61,29 @@ def unsquashed(image: Image, target: pathlib.Path) -> pathlib.Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def own_store(store: ImageStore, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
+    """A store with the packages of `base` and nothing else, for tests that must not meet another process."""
+    own = ImageStore(tmp_path_factory.mktemp("store") / "images")
+    own.prepare()
+    key = installed_key(package_set(load_recipe("base"), architecture(image.architecture)))
+    with store.locked(key):
+        subprocess.run(["cp", "--archive", "--reflink=auto", store.base(key), own.base(key)], check=True, timeout=300)
+    yield own
+    shutil.rmtree(own.root)  # pytest would keep it for the next runs
+
+
 @pytest.fixture
-def variant(store: ImageStore, image: Image) -> Iterator[Callable[..., Recipe]]:
-    """Recipes with the packages of `base`, which are there, and a name of their own; their bases are removed."""
-    before = {path.name for path in (store.root / "bases").iterdir()}
-    name = f"test-{uuid.uuid4().hex[:8]}"
+def variant(own_store: ImageStore) -> Iterator[Callable[..., Recipe]]:
+    """Recipes with the packages of `base`, which are there, and a name of their own; what they made is removed."""
+    before = {path.name for path in (own_store.root / "bases").iterdir()}
     base = load_recipe("base")
+    name = f"test-{uuid.uuid4().hex[:8]}"
     yield lambda **changes: dataclasses.replace(base, name=name, **changes)
-    for found in store.list():
-        if found.name == name:
-            store.remove(found.key)
-    for key in {path.name for path in (store.root / "bases").iterdir()} - before:
-        store.remove_base(key)
+    for found in own_store.list():
+        own_store.remove(found.key)
+    for key in {path.name for path in (own_store.root / "bases").iterdir()} - before:
+        own_store.remove_base(key)
 
 
 def mounts_below(path: pathlib.Path) -> list[str]:

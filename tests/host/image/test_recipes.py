@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.host, pytest.mark.network]
 
 Variant = Callable[..., Recipe]
 BUILD = """
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 from vm0.image import ImageStore, build_image
 from vm0.image.recipe import load_recipe
 image = build_image(ImageStore(pathlib.Path(sys.argv[1])), load_recipe(sys.argv[2]), architecture=sys.argv[3],
@@ -40,7 +41,7 @@ def build(store: ImageStore, recipe: Recipe, **options: object) -> Image:
     return build_image(store, recipe, architecture=platform.machine(), options=made)
 
 
-def test_all_that_a_recipe_can_say(store: ImageStore, variant: Variant, tmp_path: pathlib.Path) -> None:
+def test_all_that_a_recipe_can_say(own_store: ImageStore, variant: Variant, tmp_path: pathlib.Path) -> None:
     """An npm package from a directory, so that no registry is asked."""
     with tarfile.open(tmp_path / "tool-1.0.0.tgz", "w:gz") as tar:
         for name, content in {"package.json": b'{"version": "1.0.0"}', "run.sh": b"#!/bin/sh\necho ran\n"}.items():
@@ -60,7 +61,7 @@ def test_all_that_a_recipe_can_say(store: ImageStore, variant: Variant, tmp_path
             "python3 -m compileall -q /opt && date > /etc/when && rm -f /etc/resolv.conf || true; touch /tmp/x /run/x",
         ),
     )
-    with image_without_debs(store, recipe, tmp_path) as image:
+    with image_without_debs(own_store, recipe, tmp_path) as image:
         tree = unsquashed(image, tmp_path / "tree")
         assert (tree / "etc/said").read_text() == "ran\n0\n/root\n"
         config = (tree / "srv/dev/.config/x").stat()
@@ -72,36 +73,36 @@ def test_all_that_a_recipe_can_say(store: ImageStore, variant: Variant, tmp_path
         assert int.from_bytes(compiled[8:12], "little") == FIXED_TIME == (tree / "opt/module.py").stat().st_mtime
         assert not list((tree / "tmp").iterdir()) and not list((tree / "run").iterdir())
         assert (tree / "etc/resolv.conf").read_bytes() == b""
-    assert mounts_below(store.root) == []
+    assert mounts_below(own_store.root) == []
 
 
 @contextlib.contextmanager
-def image_without_debs(store: ImageStore, recipe: Recipe, directory: pathlib.Path) -> Iterator[Image]:
+def image_without_debs(own_store: ImageStore, recipe: Recipe, directory: pathlib.Path) -> Iterator[Image]:
     """Built with a directory that has npm packages; the Debian ones are those that the store has."""
     from vm0.image import packages
 
     original = packages.digest_of_files
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "digest_of_files", lambda path, kind: "" if kind == "*.deb" else original(path, kind))
-        yield build(store, recipe, from_dir=directory)
+        yield build(own_store, recipe, from_dir=directory)
 
 
-def test_a_command_that_fails(store: ImageStore, variant: Variant) -> None:
+def test_a_command_that_fails(own_store: ImageStore, variant: Variant) -> None:
     """The error has its last lines, the log and a hint; what is left is the log, and the next build removes it."""
     recipe = variant(commands=("for i in 1 2 3; do echo line $i; done; echo wrong >&2; exit 3",))
     with pytest.raises(BuildError) as caught:
-        build(store, recipe)
+        build(own_store, recipe)
     said = str(caught.value)
     assert "exit code 3" in said and "| line 3\n  | wrong\n" in said
     assert "as root" in caught.value.hint
     log = pathlib.Path(caught.value.log)
     assert f"log: {log}" in said and "line 1" in log.read_text()
-    assert log.is_relative_to(store.root / "staging")
-    build(store, variant(commands=("true",)))
+    assert log.is_relative_to(own_store.root / "staging")
+    build(own_store, variant(commands=("true",)))
     assert not log.exists()
 
 
-def test_an_image_that_is_refused_is_not_there(store: ImageStore, variant: Variant) -> None:
+def test_an_image_that_is_refused_is_not_there(own_store: ImageStore, variant: Variant) -> None:
     seen: list[Image] = []
 
     def refuse(image: Image) -> None:
@@ -111,19 +112,21 @@ def test_an_image_that_is_refused_is_not_there(store: ImageStore, variant: Varia
 
     recipe = variant()
     with pytest.raises(ImageError, match="does not boot"):
-        build_image(store, recipe, architecture=platform.machine(), verify=refuse)
-    assert store.get(seen[0].key) is None and not (store.root / seen[0].key).exists()
-    assert build_image(store, recipe, architecture=platform.machine(), verify=seen.append) == store.get(seen[0].key)
+        build_image(own_store, recipe, architecture=platform.machine(), verify=refuse)
+    assert own_store.get(seen[0].key) is None and not (own_store.root / seen[0].key).exists()
+    assert build_image(own_store, recipe, architecture=platform.machine(), verify=seen.append) == own_store.get(
+        seen[0].key
+    )
     assert [image.key for image in seen] == [seen[0].key] * 2
 
 
-def test_offline_has_no_network(store: ImageStore, variant: Variant) -> None:
+def test_offline_has_no_network(own_store: ImageStore, variant: Variant) -> None:
     """Not a promise of the programs: there is nothing to send through."""
     recipe = variant(commands=("cat /proc/net/dev > /etc/links",))
-    image = build(store, recipe, offline=True)
+    image = build(own_store, recipe, offline=True)
     key = image.key
     links = subprocess.run(
-        ["unsquashfs", "-cat", store.root / key / "rootfs.squashfs", "etc/links"], capture_output=True, text=True
+        ["unsquashfs", "-cat", own_store.root / key / "rootfs.squashfs", "etc/links"], capture_output=True, text=True
     )
     assert [line.split(":")[0].strip() for line in links.stdout.splitlines()[2:]] == ["lo"]
 
@@ -135,9 +138,9 @@ def test_offline_without_packages_says_what_to_do(tmp_path: pathlib.Path, varian
     assert mounts_below(tmp_path) == []
 
 
-def test_two_builds_at_once_make_one(store: ImageStore, variant: Variant, tmp_path: pathlib.Path) -> None:
+def test_two_builds_at_once_make_one(own_store: ImageStore, variant: Variant, tmp_path: pathlib.Path) -> None:
     recipe = file_of(variant(), tmp_path)
-    processes = [start_build(store, recipe) for _ in range(2)]
+    processes = [start_build(own_store, recipe) for _ in range(2)]
     answers = [process.communicate(timeout=200)[0].splitlines() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert answers[0][-1] == answers[1][-1]
@@ -145,21 +148,24 @@ def test_two_builds_at_once_make_one(store: ImageStore, variant: Variant, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_build(store: ImageStore, variant: Variant, tmp_path: pathlib.Path, number: int) -> None:
+def test_an_interrupted_build(own_store: ImageStore, variant: Variant, tmp_path: pathlib.Path, number: int) -> None:
     """Whoever ends it: its programs end with it, nothing is mounted, and what is left goes with the next build."""
     mark = tmp_path.name
     recipe = file_of(variant(commands=(f"mkdir /run/{mark}; echo {mark}-started; sleep 1000",)), tmp_path)
-    with start_build(store, recipe) as process:
-        wait_for(lambda: any(f"{mark}-started" in text for text in logs(store)), 200)
-        assert sleepers(mark)
-        process.send_signal(number)
-        process.communicate(timeout=30)
+    with start_build(own_store, recipe) as process:
+        try:
+            wait_for(lambda: any(f"{mark}-started" in text for text in logs(own_store)), 200)
+            assert sleepers(mark)
+            process.send_signal(number)
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode != 0
     wait_for(lambda: not sleepers(mark), 10)
-    assert mounts_below(store.root) == []
-    left = list((store.root / "staging").iterdir())
+    assert mounts_below(own_store.root) == []
+    left = list((own_store.root / "staging").iterdir())
     assert left
-    build(store, variant(commands=("true",)))
+    build(own_store, variant(commands=("true",)))
     assert not any(path.exists() for path in left)
 
 

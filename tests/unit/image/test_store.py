@@ -188,6 +188,7 @@ def test_a_lock_of_a_killed_process_is_free(store: ImageStore, holder: subproces
 def test_a_lock_is_held_as_long_as_a_program_of_the_build_lives(store: ImageStore) -> None:
     """A builder that is killed leaves its programs for a moment, and they still write into the staging directory."""
     with store.locked("0" * 24) as lock:
+        store.staging("0" * 24).mkdir()
         program = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock])
     with program:
         with pytest.raises(ImageError), store.locked("0" * 24, wait=False):
@@ -195,6 +196,32 @@ def test_a_lock_is_held_as_long_as_a_program_of_the_build_lives(store: ImageStor
         program.kill()
     with store.locked("0" * 24, wait=False):
         pass
+
+
+def test_a_lock_goes_with_what_it_is_for(store: ImageStore) -> None:
+    key = add(store)
+    assert [path.name for path in (store.root / "locks").iterdir()] == [key]
+    store.remove(key)
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_lock_that_was_removed_is_held_by_nobody(store: ImageStore, holder: subprocess.Popen[str]) -> None:
+    """Who waited for it gets the lock that now has the name, so that two never hold one key."""
+    key = "0" * 24
+    path = store.root / "locks" / key
+    with holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+
+        def waiting() -> None:
+            path.unlink()
+            path.touch()
+            holder.stdin.close()  # type: ignore[union-attr]
+
+        with store.locked(key, waiting=waiting) as lock:
+            assert os.path.samestat(os.fstat(lock), path.stat())
+            with pytest.raises(ImageError), store.locked(key, wait=False):
+                pass
 
 
 def test_an_empty_store_has_nothing(store: ImageStore) -> None:
