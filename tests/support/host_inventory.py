@@ -13,8 +13,8 @@ NETNS = pathlib.Path("/run/netns")
 
 
 def host_inventory(folder: pathlib.Path, pool: int | None = None) -> set[str]:
-    """Our processes and descriptors; files, sockets, mounts and loop devices below `folder`; namespaces, links, rules of
-    the pool with this index (other tests of this machine have other ones)."""
+    """Our processes and descriptors; files, sockets, mounts and loop devices below `folder`; namespaces, links, rules
+    of this pool (other tests of this machine have other ones)."""
     ours = take_inventory([folder])
     found = {f"process {text}" for text in ours.processes.values()}
     found |= {f"descriptor {key}" for key in ours.descriptors}
