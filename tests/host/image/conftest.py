@@ -46,9 +46,11 @@ def image(store: ImageStore) -> Image:
 
 
 @pytest.fixture(scope="session")
-def tree(image: Image, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def tree(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """What is in the image's root file system."""
-    return unsquashed(image, tmp_path_factory.mktemp("rootfs") / "tree")
+    found = unsquashed(image, tmp_path_factory.mktemp("rootfs") / "tree")
+    yield found
+    shutil.rmtree(found)  # pytest would keep it for the next runs
 
 
 def unsquashed(image: Image, target: pathlib.Path) -> pathlib.Path:
@@ -61,6 +63,15 @@ def unsquashed(image: Image, target: pathlib.Path) -> pathlib.Path:
     return target
 
 
+@pytest.fixture
+def large_path(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A place for what is too large to be kept after the test, as pytest does."""
+    path = tmp_path / "large"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
 @pytest.fixture(scope="session")
 def own_store(store: ImageStore, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
     """A store with the packages of `base` and nothing else, for tests that must not meet another process."""
@@ -70,7 +81,7 @@ def own_store(store: ImageStore, image: Image, tmp_path_factory: pytest.TempPath
     with store.locked(key):
         subprocess.run(["cp", "--archive", "--reflink=auto", store.base(key), own.base(key)], check=True, timeout=300)
     yield own
-    shutil.rmtree(own.root)  # pytest would keep it for the next runs
+    shutil.rmtree(own.root)
 
 
 @pytest.fixture

@@ -41,7 +41,9 @@ def build(store: ImageStore, recipe: Recipe, **options: object) -> Image:
     return build_image(store, recipe, architecture=platform.machine(), options=made)
 
 
-def test_all_that_a_recipe_can_say(own_store: ImageStore, variant: Variant, tmp_path: pathlib.Path) -> None:
+def test_all_that_a_recipe_can_say(
+    own_store: ImageStore, variant: Variant, tmp_path: pathlib.Path, large_path: pathlib.Path
+) -> None:
     """An npm package from a directory, so that no registry is asked."""
     with tarfile.open(tmp_path / "tool-1.0.0.tgz", "w:gz") as tar:
         for name, content in {"package.json": b'{"version": "1.0.0"}', "run.sh": b"#!/bin/sh\necho ran\n"}.items():
@@ -62,7 +64,7 @@ def test_all_that_a_recipe_can_say(own_store: ImageStore, variant: Variant, tmp_
         ),
     )
     with image_without_debs(own_store, recipe, tmp_path) as image:
-        tree = unsquashed(image, tmp_path / "tree")
+        tree = unsquashed(image, large_path / "tree")
         assert (tree / "etc/said").read_text() == "ran\n0\n/root\n"
         config = (tree / "srv/dev/.config/x").stat()
         assert (config.st_uid, config.st_mode & 0o777, (tree / "srv/dev/.config").stat().st_uid) == (1234, 0o600, 1234)

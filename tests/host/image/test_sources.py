@@ -22,29 +22,32 @@ BINFMT = pathlib.Path("/proc/sys/fs/binfmt_misc")
 
 
 @pytest.fixture(scope="module")
-def saved(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def saved(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """Every package of `base`, as `--save-sources` keeps them."""
     target = tmp_path_factory.mktemp("saved")
     build_image(store, load_recipe("base"), architecture=platform.machine(), options=BuildOptions(save_to=target))
-    return target
+    yield target
+    shutil.rmtree(target)
 
 
 def digests(image: Image) -> dict[str, str]:
     return {name: image.manifest["artefacts"][name]["sha256"] for name in ARTEFACTS}
 
 
-def test_the_same_packages_give_the_same_bytes(store: ImageStore, saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_same_packages_give_the_same_bytes(
+    store: ImageStore, saved: pathlib.Path, large_path: pathlib.Path
+) -> None:
     """Twice from the directory, without any network, in directories with other names; and as from the network."""
     image = build_image(store, load_recipe("base"), architecture=platform.machine())
     built = []
     for name in ("one", "another place"):
-        other = ImageStore(tmp_path / name)
+        other = ImageStore(large_path / name)
         options = BuildOptions(from_dir=saved, offline=True)
         built.append(build_image(other, load_recipe("base"), architecture=image.architecture, options=options))
-        assert mounts_below(tmp_path) == []
-    assert digests(built[0]) == digests(built[1]), difference(built[0], built[1], tmp_path)
+        assert mounts_below(large_path) == []
+    assert digests(built[0]) == digests(built[1]), difference(built[0], built[1], large_path)
     assert built[0].digest == built[1].digest
-    assert digests(built[0]) == digests(image), difference(built[0], image, tmp_path)
+    assert digests(built[0]) == digests(image), difference(built[0], image, large_path)
     assert built[0].manifest["packages"] == image.manifest["packages"]
 
 
@@ -120,12 +123,12 @@ def boot_arm64(image: Image, words: str, *, timeout_s: float) -> str:
     return done.stdout
 
 
-def test_claude_code(store: ImageStore, tmp_path: pathlib.Path) -> None:
+def test_claude_code(store: ImageStore, large_path: pathlib.Path) -> None:
     """One program from npm, for this architecture, which says its version in the image's own tree."""
     require(shutil.which("npm") is not None, "npm is not installed")
     image = build_image(store, load_recipe("claude-code"), architecture=platform.machine())
     (version,) = image.manifest["npm"].values()
-    tree = unsquashed(image, tmp_path / "tree")
+    tree = unsquashed(image, large_path / "tree")
     done = subprocess.run(
         ["chroot", tree, "env", "-i", "HOME=/tmp", "PATH=/usr/local/bin:/usr/bin:/bin", "claude", "--version"],
         capture_output=True,
