@@ -12,10 +12,10 @@ from pathlib import Path
 
 from vm0.microvm import memory as vm_memory
 from vm0.microvm import sparse
-from vm0.microvm.finishing import in_thread
+from vm0.microvm.finishing import in_thread, to_the_end
 from vm0.microvm.guest import BUNDLE_PATH, GUEST_PYTHON
 from vm0.microvm.startup import Startup
-from vm0.sandbox import ExecRequest, Reason, SandboxOperationError
+from vm0.sandbox import ExecRequest, Reason, SandboxError, SandboxOperationError
 from vm0.sandbox_qemu import snapshot
 from vm0.sandbox_qemu.argv import MemoryUse, Shape
 from vm0.sandbox_qemu.host import TOKEN_BYTES, Host, launch_on, new_kernel_parameters, now
@@ -87,24 +87,37 @@ async def snapshot_of(
     Its memory is private to its QEMU, so it travels in the migration stream, once: into a VM that maps its memory
     shared and never runs, from which state and memory are taken apart again. `passage` is that VM's seat.
     """
-    if await sandbox.quiesce():
-        await sandbox.resume()
-        raise SandboxOperationError("fork", Reason.STATE, "commands run in it: wait for their end, or cancel them")
     vm, startup = sandbox.vm(), Startup()
     stream = snapshot.state_file()
     startup.owns("stream", lambda: os.close(stream))
     try:
         try:
+            if await sandbox.quiesce():
+                raise SandboxOperationError(
+                    "fork", Reason.STATE, "commands run in it: wait for their end, or cancel them"
+                )
             await vm.monitor.stop()
             await vm.monitor.save_state(stream, with_memory=True)
             await in_thread(lambda: _copy_over(sandbox.seat.disk, disk), "copy disk")
-        finally:
-            await vm.monitor.cont()
-            await sandbox.restore_clock()
-            await sandbox.resume()
+        except BaseException:
+            with contextlib.suppress(SandboxError):  # the first error says why
+                await to_the_end(_run_on(sandbox, vm))
+            raise
+        await to_the_end(_run_on(sandbox, vm))
         return await _passed(startup, host, sandbox, passage, stream, disk, made_from)
     finally:
         await startup.undo()
+
+
+async def _run_on(sandbox: QemuSandbox, vm: Vm) -> None:
+    """However far it was stopped. One that cannot be made to run on is ended: who uses it must not wait for ever."""
+    try:
+        await vm.monitor.cont()
+        await sandbox.restore_clock()
+        await sandbox.resume()
+    except SandboxError:
+        await vm.process.kill()
+        raise
 
 
 async def _passed(

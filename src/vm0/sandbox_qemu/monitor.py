@@ -10,13 +10,16 @@ from typing import Any
 from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
+from vm0.microvm.finishing import to_the_end
 from vm0.sandbox import SandboxError
 
 CONNECT_S = 10.0
 ANSWER_S = 10.0
 MIGRATE_S = 120.0
 FINALIZE_POLL_S = 0.002
+MAX_MESSAGE_BYTES = 256 * 1024  # what we ask for is answered in hundreds of bytes
 UNLIMITED = 1 << 40  # bytes per second: the other end is a file in memory
+UNDER_WAY = ("setup", "active", "device", "pre-switchover", "cancelling")  # of a migration
 
 
 class MonitorError(SandboxError):
@@ -28,8 +31,9 @@ class Monitor:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._qmp = QMPClient("vm0")
+        self._qmp = QMPClient("vm0", readbuflen=MAX_MESSAGE_BYTES)
         self._qmp.logger.disabled = True  # it logs what is raised to us anyway
+        self._qmp.events.event_filter = lambda event: False  # it would keep all for ever; each of ours has a listener
 
     async def connect(self) -> None:
         """Within 10 s; QEMU answers as soon as it has read its command line."""
@@ -62,7 +66,8 @@ class Monitor:
 
     async def save_state(self, fd: int, *, with_memory: bool) -> None:
         """Write the state of the stopped VM to a descriptor (which stays the caller's): with its memory, or without,
-        for memory that is mapped shared and so is in its file already."""
+        for memory that is mapped shared and so is in its file already. Failed or cancelled, nothing goes on: a
+        migration would stop the VM at its end, whoever had made it run by then."""
         await self._prepare_migration(with_memory)
         with self._qmp.listener("MIGRATION") as events:
             try:
@@ -70,9 +75,14 @@ class Monitor:
             except OSError as exc:
                 raise MonitorError(f"QEMU takes no descriptor: {exc}") from exc
             await self._execute("getfd", fdname="state")
-            await self._execute("migrate", uri="fd:state")
-            await self._migrated(events, "saved")
-        await self._finalized()
+            try:
+                await self._execute("migrate", uri="fd:state")
+                await self._migrated(events, "saved")
+                await self._finalized()
+            except BaseException:
+                with contextlib.suppress(MonitorError, TimeoutError):  # the first error says why
+                    await to_the_end(self._cancel_migration())
+                raise
 
     async def load_state(self, fd: int, *, with_memory: bool = False) -> None:
         """Read the state from the descriptor with this number in QEMU. Returns when the VM is complete; it
@@ -100,6 +110,15 @@ class Monitor:
         except TimeoutError:
             raise MonitorError(f"the state was not {what} within {MIGRATE_S:g} s") from None
         raise MonitorError(f"QEMU ended before the state was {what}")
+
+    async def _cancel_migration(self) -> None:
+        await self._execute("migrate_cancel")
+        async with asyncio.timeout(ANSWER_S):
+            while True:  # there is no event when there was nothing to cancel
+                if (await self._execute("query-migrate")).get("status") not in UNDER_WAY:
+                    break
+                await asyncio.sleep(FINALIZE_POLL_S)
+        await self._finalized()
 
     async def _finalized(self) -> None:
         """QEMU says *completed* a moment before it lets the VM go on, and has no event for that."""

@@ -158,6 +158,7 @@ async def launch(startup: Startup, plan: VmPlan) -> Vm:
             small_pages=plan.shape.accelerator is Accelerator.TCG,
         )
         process = await startup.step("spawn", VmmProcess.spawn(launch), limit_s=SPAWN_S)
+    startup.owns("process", process.kill)
     monitor = Monitor(control)
     vm = Vm(process, monitor, console, link)
     startup.owns("vm", vm.end)

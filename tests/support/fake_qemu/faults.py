@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 FILE = "faults.json"
 NAMES = (
     "exit_at_start", "exit_after_greeting", "greet", "refuse", "hang", "exit_on", "deaf", "guest_errors",
-    "guest_exits_on", "link_noise", "die_after_ms", "ignore_sigterm", "flood", "event_flood", "only",
+    "guest_exits_on", "link_noise", "die_after_ms", "ignore_sigterm", "flood", "event_flood",
+    "migration_ms", "only",
 )  # fmt: skip
 
 

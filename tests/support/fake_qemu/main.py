@@ -85,13 +85,15 @@ class Fake:
                 pass
 
     def _next_ms(self) -> int | None:
-        limit = self._faults.get("die_after_ms")
-        if limit is None:
-            return None
-        left = limit - int((time.monotonic() - self._began) * 1000)
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return left
+        """Until when nothing happens by itself; does what is due."""
+        due = self._monitor.migrate_on()
+        times = [] if due is None else [int(due * 1000) + 1]
+        if (limit := self._faults.get("die_after_ms")) is not None:
+            left = limit - int((time.monotonic() - self._began) * 1000)
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            times.append(left)
+        return min(times, default=None)
 
     @staticmethod
     def _cannot_load(why: str) -> None:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "migrate-set-capabilities": (("capabilities",), ()),
     "migrate-set-parameters": ((), ("max-bandwidth",)),
     "migrate": (("uri",), ()),
+    "migrate_cancel": ((), ()),
     "migrate-incoming": (("uri",), ()),
     "query-migrate": ((), ()),
 }
@@ -66,6 +67,8 @@ class Monitor:
         self._named: dict[str, int] = {}
         self._capabilities = dict.fromkeys(CAPABILITIES, False)
         self._migration: dict[str, object] = {}
+        self._outgoing = -1  # where a migration under way goes
+        self._outgoing_ends = 0.0
 
     def greet(self) -> None:
         if self._faults.get("greet", True):
@@ -95,8 +98,9 @@ class Monitor:
 
     def _answer(self, request: dict[str, Any]) -> None:
         command, identity = str(request.get("execute")), {"id": request["id"]} if "id" in request else {}
-        for _ in range(self._faults.pop("event_flood", 0)):
-            self._event("VSERPORT_CHANGE", {"open": True, "id": "x" * 512})
+        if self._negotiated:
+            for _ in range(self._faults.pop("event_flood", 0)):
+                self._event("VSERPORT_CHANGE", {"open": True, "id": "x" * 512})
         if command in self._faults.get("hang", ()):
             self._silent = True
             return
@@ -181,7 +185,15 @@ class Monitor:
             raise Refused(f"File descriptor named '{uri.removeprefix('fd:')}' has not been found")
         if self._machine.status == "running":
             raise Refused("this machine is played only while it stands still")
+        if self._outgoing >= 0:
+            raise Refused("There's a migration process in progress")
         self._migrating("setup")
+
+    def _do_migrate_cancel(self) -> None:
+        if self._outgoing >= 0:
+            os.close(self._outgoing)
+            self._outgoing = -1
+            self._migrating("cancelled")
 
     def _do_migrate_incoming(self, uri: str) -> None:
         if self._machine.status != "inmigrate" or self._migration:
@@ -198,14 +210,30 @@ class Monitor:
                 os._exit(0)
             case "migrate":
                 self._migrating("active")
-                fd = self._named.pop(arguments["uri"].removeprefix("fd:"))
-                with open(fd, "wb") as file:
-                    file.write(self._machine.saved(self._capabilities["x-ignore-shared"]))
-                self._machine.status = "postmigrate"
-                self._migrating("completed")
+                self._outgoing = self._named.pop(arguments["uri"].removeprefix("fd:"))
+                self._outgoing_ends = time.monotonic() + self._faults.get("migration_ms", 0) / 1000
+                self.migrate_on()
             case "migrate-incoming":
                 self._migrating("active")
                 self._load(int(arguments["uri"].removeprefix("fd:")))
+
+    def migrate_on(self) -> float | None:
+        """Finish a migration that is due; returns in how many seconds one is, None if none is under way. At its end the
+        machine stands still, whether it did when it began or not."""
+        if self._outgoing < 0:
+            return None
+        if (left := self._outgoing_ends - time.monotonic()) > 0:
+            return left
+        self._machine.status = "postmigrate"
+        self._changed()
+        self._write_state()
+        self._migrating("completed")
+        return None
+
+    def _write_state(self) -> None:
+        fd, self._outgoing = self._outgoing, -1
+        with open(fd, "wb") as file:
+            file.write(self._machine.saved(self._capabilities["x-ignore-shared"]))
 
     def _load(self, fd: int) -> None:
         try:
