@@ -70,7 +70,7 @@ def plan_argv(
         *("-machine", f"{machine.machine},memory-backend=ram,dump-guest-core=off"),
         *("-accel", "kvm" if kvm else f"tcg,tb-size={TCG_BUFFER_MIB}"),
         *("-cpu", machine.host_cpu if kvm else machine.emulated_cpu),
-        *("-smp", str(shape.vcpus)),
+        *("-smp", _processors(shape)),
         *("-m", f"{shape.memory_mib}M"),
         "-object",
         f"memory-backend-file,id=ram,size={shape.memory_mib}M,mem-path=/proc/self/fd/{fds.memory},share={memory.value}",
@@ -93,6 +93,18 @@ def plan_argv(
         *_network(fds.tap),
         *(("-incoming", "defer") if incoming else ()),
     )  # fmt: skip
+
+
+def _processors(shape: Shape) -> str:
+    """An emulated machine can always have a second processor, so that QEMU keeps the memory barriers of the first.
+
+    For a machine that can have one alone it translates them to nothing and locked instructions to plain ones. But the
+    devices run in another thread: without barriers a guest and its device can each miss what the other just wrote, and
+    wait for each other for ever (seen with the serial port, once in some hundred restores).
+    """
+    if shape.accelerator is Accelerator.TCG and shape.vcpus == 1:
+        return "1,maxcpus=2"
+    return str(shape.vcpus)
 
 
 def _drive(name: str, fd: int, number: int, *, read_only: bool) -> tuple[str, ...]:

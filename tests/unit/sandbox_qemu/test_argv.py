@@ -20,7 +20,7 @@ qemu-system-x86_64
 -machine pc,memory-backend=ram,dump-guest-core=off
 -accel tcg,tb-size=256
 -cpu max
--smp 1
+-smp 1,maxcpus=2
 -m 256M
 -object memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/7,share=off
 -nodefaults
@@ -69,7 +69,7 @@ def difference(**options: object) -> list[str]:
 
 def test_what_makes_a_difference() -> None:
     kvm = dataclasses.replace(SHAPE, accelerator=Accelerator.KVM)
-    assert difference(shape=kvm) == ["-accel kvm", "-cpu host"]
+    assert difference(shape=kvm) == ["-accel kvm", "-cpu host", "-smp 1"]
     assert difference(incoming=True) == ["-incoming defer"]
     assert [line[-8:] for line in difference(memory=MemoryUse.SHARED)] == ["share=on"]
     larger = dataclasses.replace(SHAPE, vcpus=2, memory_mib=1024)
