@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vm0.vsock_proto.connection import Unknown
 
 MAX_BACKLOG = 8 * 1024 * 1024  # bytes waiting to be sent; above it the host's requests wait, below half they go on
+HUNG_UP = "the host closed the link"
 READS_PER_WAKE = 4  # then other descriptors get their turn
 
 
@@ -75,7 +76,7 @@ class Link:
                 room = decoder.buffer()
                 count = os.readv(self._fd, [room])
                 if count == 0:
-                    return self.close("the host closed the link")
+                    return self.close(HUNG_UP)
                 decoder.received(count)
                 for seq, message in self._connection.messages():
                     self._on_message(seq, message)

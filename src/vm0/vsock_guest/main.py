@@ -8,6 +8,7 @@ import signal
 import sys
 
 from vm0.vsock_guest.identity import environment_of
+from vm0.vsock_guest.link import HUNG_UP
 from vm0.vsock_guest.loop import READ, Loop
 from vm0.vsock_guest.server import MAX_COMMANDS, Server, Settings
 from vm0.vsock_guest.transport import Port, check_address, connect, is_port, open_port
@@ -38,7 +39,7 @@ class Guest:
     def __init__(self, address: str, settings: Settings, *, give_up_s: float | None, adopts: bool) -> None:
         self._address, self._give_up_s, self._adopts = address, give_up_s, adopts
         self._loop = Loop()
-        self._server = Server(self._loop, settings, self._on_detached)
+        self._server = Server(self._loop, settings, self._on_detached, self._on_closed)
         self._retry_s = FIRST_RETRY_S
         self._idle_s = 0.0
         self._port: Port | None = None
@@ -61,6 +62,10 @@ class Guest:
             self._retry(str(exc))
         else:
             self._port.when_connected(self._server.attach)
+
+    def _on_closed(self, why: str) -> None:
+        if self._port is not None:
+            self._port.released(hung_up=why == HUNG_UP)
 
     def _on_detached(self, why: str, served: bool) -> None:
         if self._server.shut_down:

@@ -73,11 +73,18 @@ class Settings:
 
 
 class Server:
-    """Serves one connection at a time. `attach` a connected descriptor; `on_detached(why, served)` tells when it is
-    over and nothing of it runs any more; `served` says whether the host ever asked for something."""
+    """Serves one connection at a time. `attach` a connected descriptor; `on_closed(why)` tells when it is closed, and
+    `on_detached(why, served)` when nothing of it runs any more; `served`: whether the host ever asked for something."""
 
-    def __init__(self, loop: Loop, settings: Settings, on_detached: Callable[[str, bool], None]) -> None:
-        self._loop, self._settings, self._on_detached = loop, settings, on_detached
+    def __init__(
+        self,
+        loop: Loop,
+        settings: Settings,
+        on_detached: Callable[[str, bool], None],
+        on_closed: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._loop, self._settings = loop, settings
+        self._on_detached, self._tell_closed = on_detached, on_closed
         self._link: Link | None = None
         self._commands: dict[int, Command] = {}
         self._strays: list[Command] = []  # of connections that are over: killed, and yet not gone
@@ -271,6 +278,7 @@ class Server:
 
     def _on_closed(self, why: str) -> None:
         self._why, self._link, self._closing_seq = why, None, None
+        self._tell_closed(why)
         self._detaching = True
         self._give_up = self._loop.later(SHUTDOWN_S, self._detached)
         self._end_everything()

@@ -74,6 +74,10 @@ class Port:
 
     While the host's side is not connected the port reports a hang-up and reads end; when it connects, whoever polls the
     port is woken. Being always ready for one of the two, it must be watched by its edges.
+
+    One watch at a time: polling the port takes the next buffer from the device (virtio_console: `port_fops_poll`). If
+    a watch that is not interested in it did so just before the device's interrupt, that would find no work and wake
+    nobody, and who waits for the data would wait until the host sends more.
     """
 
     def __init__(self, loop: Loop, fd: int) -> None:
@@ -83,9 +87,15 @@ class Port:
 
     def when_connected(self, connected: Callable[[int], None]) -> None:
         """Call back with a descriptor for one connection, owned by the callee, when there is one that nobody had
-        before. What the host still sends on an earlier one, which it cannot see the end of, is thrown away."""
+        before; `released` must be told when it is closed. What the host still sends on an earlier one, which it cannot
+        see the end of, is thrown away."""
         self._connected = connected
         self._loop.watch(self._fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET, self._look)
+
+    def released(self, *, hung_up: bool) -> None:
+        """Nobody watches or reads the connection any more; `hung_up`: because the host ended it."""
+        self._over = hung_up
+        self._loop.watch(self._fd, select.EPOLLET, self._look)  # hang-ups only, until somebody waits
 
     def _look(self, events: int) -> None:
         if events & select.EPOLLHUP:
@@ -95,7 +105,7 @@ class Port:
         elif self._connected is not None:
             connected, self._connected = self._connected, None
             self._over = False
-            self._loop.watch(self._fd, select.EPOLLET, self._look)  # hang-ups only
+            self._loop.unwatch(self._fd)
             connected(os.dup(self._fd))
 
     def _discard(self) -> None:

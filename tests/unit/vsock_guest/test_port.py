@@ -102,6 +102,7 @@ def test_one_at_a_time(line: Line) -> None:
     line.turn()
     assert os.read(line.fds[0], 100) == b"first"
     line.hang_up()
+    line.port.released(hung_up=True)
     line.turn()
     line.connect(b"second")
     line.turn()
@@ -111,12 +112,29 @@ def test_one_at_a_time(line: Line) -> None:
     assert len(line.fds) == 2 and os.read(line.fds[1], 100) == b"second"
 
 
+def test_who_has_the_connection_watches_it_alone(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look of a second watch would take what the first one is waiting for."""
+    line.wait()
+    line.connect(b"first")
+    line.turn()
+    looks: list[int] = []
+    monkeypatch.setattr(line.port, "_look", looks.append)
+    assert line.end not in line.loop._callbacks
+    line.hang_up()
+    line.turn()
+    assert looks == []
+    line.port.released(hung_up=False)
+    line.turn()
+    assert looks == [select.EPOLLHUP], "a host that hangs up while nobody has the connection is noticed"
+
+
 def test_a_connection_that_we_gave_up_is_no_new_one(line: Line) -> None:
     """The host does not see that we left, and may go on talking; not before it hangs up is there a new one."""
     line.wait()
     line.connect(b"first")
     line.turn()
     assert os.read(line.fds[0], 100) == b"first"
+    line.port.released(hung_up=False)
     line.wait()
     line.say(b"x" * 60_000)
     line.turn()
