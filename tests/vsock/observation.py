@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 MIB = 1024 * 1024
+IDLE_S, IDLE_CPU_S = 0.5, 0.2  # who waits uses less than this processor time in so many seconds
 SLOWER = int(os.environ.get("TEST_SLOWER", "1"))  # times slower than hardware: an emulated machine says so
 
 
@@ -62,3 +63,15 @@ async def until_settled(pid: int, most: int, limit_s: float = 5.0) -> None:
     while (count := descriptors(pid)) > most:
         assert time.monotonic() < deadline, f"{count} descriptors, {most} expected"
         await asyncio.sleep(0.01)
+
+
+async def until_idle(pid: int, limit_s: float = 5.0) -> None:
+    """Until the process waits: a slow machine may still be at what came before, one that spins never ends."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        before = cpu_s(pid)
+        await asyncio.sleep(IDLE_S)
+        used = cpu_s(pid) - before
+        if used < IDLE_CPU_S:
+            return
+        assert time.monotonic() < deadline, f"it spins: {used:.2f} s of processor time in {IDLE_S:g} s"

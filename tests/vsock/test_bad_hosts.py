@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.vsock.endpoints import Endpoint, Peer, RawHost
-from tests.vsock.observation import MIB, SLOWER, alive, cpu_s, peak_rss_bytes, reset_peak, rss_bytes, until_dead
+from tests.vsock.observation import MIB, SLOWER, alive, peak_rss_bytes, reset_peak, rss_bytes, until_dead, until_idle
 from vm0.vsock_proto import messages as m
 from vm0.vsock_proto.codec import Message
 from vm0.vsock_proto.errors import REASON_NUMBERS
@@ -126,7 +126,7 @@ async def test_thousands_of_pings_and_nothing_read(lone: Endpoint, host: RawHost
     loop = asyncio.get_running_loop()
     sent, block = 0, b"".join(raw(m.Ping(), seq) for seq in range(1, 5001))
     try:
-        async with asyncio.timeout(10 * SLOWER):
+        async with asyncio.timeout(10):
             for _ in range(1000):  # 5,000,000 pings are 45 MB
                 async with asyncio.timeout(SLOWER):
                     await loop.sock_sendall(peer.sock, block)
@@ -135,9 +135,7 @@ async def test_thousands_of_pings_and_nothing_read(lone: Endpoint, host: RawHost
         pass
     assert 0 < sent < 5_000_000, "the guest must push back"
     assert peak_rss_bytes(lone.pid) - before < 24 * MIB
-    cpu = cpu_s(lone.pid)
-    await asyncio.sleep(0.5)
-    assert cpu_s(lone.pid) - cpu < 0.2, "it waits, it does not spin"
+    await until_idle(lone.pid, limit_s=5 * SLOWER)
     async with asyncio.timeout(20 * SLOWER):
         answers = 0
         while answers < sent * len(raw(m.Pong(), 1)):

@@ -75,7 +75,7 @@ async def test_a_collected_flood_costs_its_limit(guest: Endpoint, client: GuestC
     for pid in (os.getpid(), guest.pid):
         reset_peak(pid)
     memory = {pid: rss_bytes(pid) for pid in (os.getpid(), guest.pid)}
-    result = await client.exec(sh(f"yes | head -c {FLOOD}", stdout_limit=MIB))
+    result = await client.exec(sh(f"yes | head -c {FLOOD}", stdout_limit=MIB, timeout_s=None))
     assert (len(result.stdout.data), result.stdout.total, result.stdout.truncated) == (MIB, FLOOD, True)
     for pid, before in memory.items():
         assert peak_rss_bytes(pid) - before < 8 * MIB
