@@ -58,6 +58,18 @@ async def test_a_cancellation_that_comes_with_the_result_discards_it() -> None:
     assert discarded == ["made"]
 
 
+async def test_a_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def discard(result: str) -> None:
+        raise ValueError(f"cannot discard {result}")
+
+    caller = asyncio.create_task(to_the_end(asyncio.sleep(0, "made"), discard=discard))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert "cannot discard made" in caplog.text
+
+
 async def test_work_that_fails_for_a_cancelled_caller() -> None:
     go = threading.Event()
 

@@ -10,7 +10,6 @@ cancelled `acquire` loses nothing, and a slow creation delays only the last in l
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vm0.microvm import threads
+from vm0.microvm.finishing import in_thread, to_the_end
 from vm0.microvm.netns.errors import NamespaceError
 from vm0.microvm.netns.host import AUTOMATIC, Host, LinuxHost
 from vm0.microvm.netns.names import NETNS_DIR
@@ -75,14 +75,7 @@ class NamespacePool:
 
     async def __aenter__(self) -> NamespacePool:
         """Raises NamespaceError; then, and when cancelled, nothing is held."""
-        opening = asyncio.create_task(self._in_thread(self._host.open, "open"), name="netns-open")
-        try:
-            self._index = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            with contextlib.suppress(NamespaceError):
-                await opening
-                await self._in_thread(self._host.close, "close")
-            raise
+        self._index = await in_thread(self._host.open, "netns-open", discard=self._close_host)
         log.info("network pool %02x taken", self._index, extra={"action": "netns_pool_opened"})
         self._refill()
         return self
@@ -92,12 +85,7 @@ class NamespacePool:
 
         Cancelled, it finishes first.
         """
-        closing = asyncio.create_task(self._close(), name="netns-close")
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
+        await to_the_end(self._close())
 
     async def acquire(self) -> Namespace:
         """A namespace of its own for a VM. At once (without I/O) if one is ready, else it is made on demand.
@@ -250,10 +238,13 @@ class NamespacePool:
         for namespace in left:
             self._start_removal(namespace)
         errors = [error for error in await asyncio.gather(*self._removals.values()) if error is not None]
-        await self._in_thread(self._host.close, "close")
+        await self._close_host(index)
         log.info("network pool %02x given back", index, extra={"action": "netns_pool_closed"})
         if errors:
             raise errors[0]
+
+    async def _close_host(self, index: int) -> None:
+        await self._in_thread(self._host.close, "close")
 
     async def _in_thread(self, function: Callable[[], T], name: str) -> T:
         return await asyncio.wrap_future(threads.start(function, f"netns-{name}"))
