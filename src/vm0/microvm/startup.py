@@ -23,11 +23,15 @@ class Startup:
     def __init__(self) -> None:
         self._undo: list[tuple[str, Undo]] = []
         self._undoing: asyncio.Task[None] | None = None
+        self._over = False
         self.seconds: dict[str, float] = {}
 
     def owns(self, name: str, undo: Undo) -> None:
-        """What must be undone from here on."""
+        """What must be undone from here on. Raises StartError when the start has been undone meanwhile: who starts goes
+        no further then, and undoes this."""
         self._undo.append((name, undo))
+        if self._over:
+            raise StartError(name, "it was stopped meanwhile")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -54,6 +58,7 @@ class Startup:
     async def undo(self) -> None:
         """Undo everything, newest first; a failure is logged and the rest is undone all the same. Idempotent: whoever
         calls it returns when all is undone, whoever began with it. Cancelled, it finishes first."""
+        self._over = True
         if self._undoing is None or self._undoing.done():
             self._undoing = asyncio.create_task(self._undo_all(), name="undo a start")
         await to_the_end(self._undoing)

@@ -15,6 +15,7 @@ from vm0.sandbox import (
     ExecRequest,
     ExecResult,
     FileStat,
+    InvalidStateError,
     IsolationTier,
     Process,
     RestoreRequest,
@@ -45,6 +46,7 @@ class GuestSandbox:
         self._watcher: asyncio.Task[None] | None = None
         self._crash: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.Lock()
+        self._starting: asyncio.Future[None] | None = None  # done when a start is over
 
     @property
     def sandbox_id(self) -> str:
@@ -60,14 +62,21 @@ class GuestSandbox:
 
     async def start(self) -> None:
         next_state(self._state, "start")  # refuse before anything is started
+        if self._starting is not None:
+            raise InvalidStateError("start", "starting")
+        self._starting = asyncio.get_running_loop().create_future()
         try:
             self._client = await self._launch()
+            if self._state is State.STOPPED:
+                raise StartError("launch", "it was stopped meanwhile")
         except BaseException as exc:
             self._state = next_state(self._state, "stop")
             await asyncio.shield(self._terminate())
             if isinstance(exc, (SandboxError, OSError)) and not isinstance(exc, StartError):
                 raise StartError("launch", str(exc), log_tail=self._log_tail()) from exc
             raise
+        finally:
+            self._starting.set_result(None)
         self._state = next_state(self._state, "start")
         self._watcher = asyncio.create_task(self._watch(self._client), name=f"watch {self.sandbox_id}")
 
@@ -167,6 +176,8 @@ class GuestSandbox:
         if self._client is not None:
             self._client.close("the sandbox was stopped")
         await asyncio.shield(self._terminate())
+        if self._starting is not None:  # a start under way undoes what it has done since
+            await asyncio.shield(self._starting)
         if self._watcher is not None:
             await self._watcher
             self._watcher = None

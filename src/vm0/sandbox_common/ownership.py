@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import os
@@ -9,6 +10,8 @@ import stat
 from pathlib import Path
 
 from vm0.sandbox import BackendUnavailable
+
+POLL_S = 0.05  # of a lock that somebody else has, for as long as it takes to make a snapshot
 
 
 def make_private(path: Path) -> None:
@@ -49,12 +52,10 @@ def locked(path: Path) -> int:
     return fd
 
 
-def locked_when_free(path: Path) -> int:
-    """As `locked`, but waits for the holder; blocks, so call it in a thread."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+async def locked_when_free(path: Path) -> int:
+    """As `locked`, but waits for the holder, however long it takes. Cancelled, it holds nothing."""
+    while True:
+        try:
+            return locked(path)
+        except BackendUnavailable:
+            await asyncio.sleep(POLL_S)  # a thread that waits in flock() could not be cancelled

@@ -97,12 +97,20 @@ class QemuSandboxFactory:
         return self._shape(self._options.vcpus, self._options.memory_mib)
 
     async def __aenter__(self) -> QemuSandboxFactory:
-        async with contextlib.AsyncExitStack() as stack:
+        stack = contextlib.AsyncExitStack()
+        try:
             await self._enter(stack)
-            self._stack = stack.pop_all()
+        except BaseException:
+            await to_the_end(stack.aclose())
+            raise
+        self._stack = stack
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        """Cancelled, it finishes first."""
+        await to_the_end(self._leave())
+
+    async def _leave(self) -> None:
         async with self._stack:
             for sandbox in list(self._sandboxes.values()):
                 await self.destroy(sandbox)
@@ -133,17 +141,17 @@ class QemuSandboxFactory:
             raise SandboxError(f"{len(configs)} forks at once: 1 to {LIMIT_FORKS} are possible")
         self._refuse_taken([config.sandbox_id for config in configs])
         forks: list[QemuSandbox] = []
-        async with contextlib.AsyncExitStack() as stack:
-            frozen = await self._frozen(stack, host, owned)
-            disks = DiskPool(frozen.disk, self._root / "disks", ready=0)
-            try:
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                frozen = await self._frozen(stack, host, owned)
+                disks = DiskPool(frozen.disk, self._root / "disks", ready=0)
                 for config in configs:
                     config = self._like(owned, config)
                     forks.append(await self._create(host, config, frozen, disks))
                 await asyncio.gather(*(fork.start() for fork in forks))
-            except BaseException:
-                await asyncio.gather(*(self.destroy(fork) for fork in forks))
-                raise
+        except BaseException:
+            await to_the_end(asyncio.gather(*(self.destroy(fork) for fork in forks)))
+            raise
         return list(forks)
 
     def describe(self) -> Mapping[str, str]:
@@ -225,7 +233,7 @@ class QemuSandboxFactory:
         made_from = self.made_from()
         key = snapshot.snapshot_key(made_from)
         make_private(root)
-        lock = await asyncio.to_thread(locked_when_free, root / f".{key}.lock")
+        lock = await locked_when_free(root / f".{key}.lock")
         try:
             try:
                 return await self._loaded(root / key, key)

@@ -63,7 +63,7 @@ async def make_golden(
             await _warmed(client, command)
         say("writing the snapshot")
         state = await _stopped(vm, client, with_memory=False)
-        await vm.end()
+        await to_the_end(vm.end())
         save = functools.partial(
             snapshot.save,
             folder,
@@ -104,9 +104,16 @@ async def snapshot_of(
                 await to_the_end(_run_on(sandbox, vm))
             raise
         await to_the_end(_run_on(sandbox, vm))
-        return await _passed(startup, host, sandbox, passage, stream, disk, made_from)
-    finally:
+        frozen = await _passed(startup, host, sandbox, passage, stream, disk, made_from)
+    except BaseException:
         await startup.undo()
+        raise
+    try:
+        await startup.undo()
+    except BaseException:
+        frozen.close()
+        raise
+    return frozen
 
 
 async def _run_on(sandbox: QemuSandbox, vm: Vm) -> None:
@@ -146,7 +153,7 @@ async def _passed(
             )
             await startup.step("load", vm.monitor.load_state(incoming, with_memory=True), limit_s=SAVE_S)
         state = await _saved(vm, with_memory=False)
-        await vm.end()
+        await to_the_end(vm.end())
         facts = snapshot.facts_of(
             ram=ram,
             state=state,
